@@ -1,0 +1,154 @@
+"""The seam between the service and an NPU.
+
+A backend is a class registered under the entry point group `npu_server.backends`. It is synchronous, is called from
+one thread at a time, and knows nothing of gRPC. `BackendOptions` is all it gets to know at construction. Errors are
+those of `npu_wire.errors`.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
+
+ENTRY_POINT_GROUP = "npu_server.backends"
+
+Ranges = Mapping[str, tuple[float, float]]
+"""ONNX value name -> (min, max) of the activation, finite, min < max."""
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """What a backend is built from.
+
+    Attributes:
+        profile: name or path of a numerics profile; empty for a backend whose arithmetic is given.
+        device: where to compute: "cpu", "cuda", "cuda:1".
+        threads: worker threads of the backend's kernels; 0 leaves the library's default.
+        extra: `--backend-option key=value` pairs, for the backend to check.
+    """
+
+    profile: str = ""
+    device: str = "cpu"
+    threads: int = 0
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Identity of the arithmetic: equal `profile_hash` promises equal bits."""
+
+    backend: str
+    vendor: str
+    model: str
+    firmware: str
+    profile: str
+    profile_hash: str
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend is and can do; pure data, told without touching the device."""
+
+    fingerprint: Fingerprint
+    operators: tuple[str, ...]
+    max_batch: int
+    deterministic: bool = True
+    concurrency: int = 1
+    location: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether the device answers, and what to do if not."""
+
+    ok: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class LayerTensor:
+    """The INT8 output of one layer.
+
+    Attributes:
+        layer: position in `Program.layer_map.layers`.
+        data: int8, logical shape (batch, *spec.shape); its bytes in memory lie in the order that the spec's layout
+            says (a channels-last tensor is a transposed view of a contiguous (N, H, W, C) array).
+        start_ns: `time.monotonic_ns()` when the device began the layer.
+        end_ns: the same when it had finished.
+    """
+
+    layer: int
+    data: Int8Array
+    start_ns: int
+    end_ns: int
+
+
+class Program(Protocol):
+    """A compiled model with weights."""
+
+    @property
+    def layer_map(self) -> LayerMap:
+        """Every INT8 tensor of the program; constant for the life of the program."""
+        ...
+
+    def load_weights(self, tensors: Mapping[str, Float32Array]) -> None:
+        """Replaces some FP32 initializers, all or nothing; the others keep their value.
+
+        Raises:
+            InvalidInput: unknown name, other shape than compiled.
+            NonFiniteInput: NaN or infinity in a tensor.
+        """
+        ...
+
+    def forward(self, batch: Int8Array, taps: Collection[str]) -> Iterator[LayerTensor]:
+        """Runs one batch and yields each tapped layer's output as soon as it is there, the last layer's always.
+
+        Args:
+            batch: int8, shape (n, *layer_map.input.shape) with 1 <= n <= max_batch.
+            taps: names of layer outputs to yield.
+        """
+        ...
+
+    def close(self) -> None:
+        """Frees what the program holds; idempotent."""
+        ...
+
+
+class Backend(Protocol):
+    """An NPU."""
+
+    def __init__(self, options: BackendOptions) -> None:
+        """Checks the options; opens nothing.
+
+        Raises:
+            InvalidInput: an option or a profile that the backend does not know.
+        """
+        ...
+
+    def describe(self) -> Capabilities:
+        """What it is and can do."""
+        ...
+
+    def open(self) -> None:
+        """Takes hold of the device."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of the device; idempotent."""
+        ...
+
+    def probe(self) -> Health:
+        """Asks the device whether it is well."""
+        ...
+
+    def compile(self, model: bytes, ranges: Ranges) -> Program:
+        """Compiles a float ONNX model.
+
+        Raises:
+            InvalidModel: the bytes are not a readable model.
+            UnsupportedModel: the NPU cannot run it; the message names node, operator and reason.
+            NotCalibrated: an activation that needs a range has none.
+            InvalidInput: a range that is not finite or of zero width.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""What server and client of NPU-in-the-Loop must agree on: schema, tensor encoding, quantize rule, errors."""

@@ -1,0 +1,49 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable
+from typing import ClassVar as _ClassVar, Optional as _Optional
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Fingerprint(_message.Message):
+    __slots__ = ("backend", "vendor", "model", "firmware", "profile", "profile_hash")
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
+    VENDOR_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    FIRMWARE_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_HASH_FIELD_NUMBER: _ClassVar[int]
+    backend: str
+    vendor: str
+    model: str
+    firmware: str
+    profile: str
+    profile_hash: str
+    def __init__(self, backend: _Optional[str] = ..., vendor: _Optional[str] = ..., model: _Optional[str] = ..., firmware: _Optional[str] = ..., profile: _Optional[str] = ..., profile_hash: _Optional[str] = ...) -> None: ...
+
+class Capabilities(_message.Message):
+    __slots__ = ("operators", "max_batch", "deterministic", "concurrency", "location")
+    OPERATORS_FIELD_NUMBER: _ClassVar[int]
+    MAX_BATCH_FIELD_NUMBER: _ClassVar[int]
+    DETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
+    CONCURRENCY_FIELD_NUMBER: _ClassVar[int]
+    LOCATION_FIELD_NUMBER: _ClassVar[int]
+    operators: _containers.RepeatedScalarFieldContainer[str]
+    max_batch: int
+    deterministic: bool
+    concurrency: int
+    location: str
+    def __init__(self, operators: _Optional[_Iterable[str]] = ..., max_batch: _Optional[int] = ..., deterministic: bool = ..., concurrency: _Optional[int] = ..., location: _Optional[str] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("max_sessions", "max_model_bytes", "max_in_flight", "lease_s")
+    MAX_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    MAX_MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    LEASE_S_FIELD_NUMBER: _ClassVar[int]
+    max_sessions: int
+    max_model_bytes: int
+    max_in_flight: int
+    lease_s: float
+    def __init__(self, max_sessions: _Optional[int] = ..., max_model_bytes: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., lease_s: _Optional[float] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""Client side of NPU-in-the-Loop: train a PyTorch model against the arithmetic of an NPU."""
