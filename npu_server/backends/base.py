@@ -101,12 +101,12 @@ class Program(Protocol):
         """
         ...
 
-    def forward(self, batch: Int8Array, taps: Collection[str]) -> Iterator[LayerTensor]:
+    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor]:
         """Runs one batch and yields each tapped layer's output as soon as it is there, the last layer's always.
 
         Args:
             batch: int8, shape (n, *layer_map.input.shape) with 1 <= n <= max_batch.
-            taps: names of layer outputs to yield.
+            taps: positions in `layer_map.layers` of the outputs to yield.
         """
         ...
 

@@ -56,12 +56,10 @@ class CompileResponse(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., profile_hash: _Optional[str] = ..., lease_s: _Optional[float] = ..., input: _Optional[_Union[_program_pb2.TensorSpec, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[_program_pb2.LayerSpec, _Mapping]]] = ...) -> None: ...
 
 class Attach(_message.Message):
-    __slots__ = ("session_id", "taps")
+    __slots__ = ("session_id",)
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
-    TAPS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
-    taps: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, session_id: _Optional[str] = ..., taps: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, session_id: _Optional[str] = ...) -> None: ...
 
 class WeightChunk(_message.Message):
     __slots__ = ("weights_version", "chunk")
@@ -78,14 +76,16 @@ class WeightCommit(_message.Message):
     def __init__(self, weights_version: _Optional[int] = ...) -> None: ...
 
 class BatchChunk(_message.Message):
-    __slots__ = ("batch_id", "weights_version", "chunk")
+    __slots__ = ("batch_id", "weights_version", "chunk", "taps")
     BATCH_ID_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    TAPS_FIELD_NUMBER: _ClassVar[int]
     batch_id: int
     weights_version: int
     chunk: _tensor_pb2.TensorChunk
-    def __init__(self, batch_id: _Optional[int] = ..., weights_version: _Optional[int] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ...) -> None: ...
+    taps: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, batch_id: _Optional[int] = ..., weights_version: _Optional[int] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., taps: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ForwardRequest(_message.Message):
     __slots__ = ("attach", "weight", "commit", "batch")

@@ -1,0 +1,119 @@
+"""What the PyTorch side needs of an NPU, whoever provides it: numpy in, numpy out, no network in sight."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
+
+Ranges = Mapping[str, tuple[float, float]]
+"""ONNX value name -> (min, max) of the activation."""
+
+
+@dataclass(frozen=True)
+class LayerTiming:
+    """When a layer's tensor came to be, in nanoseconds of this process's `time.monotonic_ns()`.
+
+    Attributes:
+        layer: position in the layer map.
+        npu_start_ns: the NPU began the layer.
+        npu_end_ns: the NPU had finished it.
+        arrival_ns: its last byte was here.
+    """
+
+    layer: int
+    npu_start_ns: int
+    npu_end_ns: int
+    arrival_ns: int
+
+
+class PendingBatch(Protocol):
+    """A batch that is on its way through the NPU."""
+
+    def tensor(self, layer: int) -> Int8Array:
+        """Waits for a tapped layer's output: int8, logical shape (n, *spec.shape), read-only.
+
+        Its memory order is that of the layer map's layout, so a channels-last tensor is a transposed view.
+
+        Raises:
+            Timeout, ServerUnavailable, DeviceChanged, DeviceFault: see `npu_wire.errors`.
+        """
+        ...
+
+    def timings(self) -> Sequence[LayerTiming]:
+        """Timings of the tensors that have arrived so far."""
+        ...
+
+
+class Session(Protocol):
+    """A compiled model on an NPU."""
+
+    @property
+    def layer_map(self) -> LayerMap:
+        """Every INT8 tensor of the program."""
+        ...
+
+    def push_weights(self, tensors: Mapping[str, Float32Array]) -> None:
+        """Sends changed FP32 initializers; every batch submitted later runs with them."""
+        ...
+
+    def submit(self, batch: Int8Array, taps: Collection[int]) -> PendingBatch:
+        """Sends one batch, int8 of shape (n, *layer_map.input.shape), and returns at once.
+
+        Args:
+            batch: the quantized input.
+            taps: positions of the layers whose outputs are wanted; the last layer's always comes.
+        """
+        ...
+
+    def close(self) -> None:
+        """Releases the session on the server; idempotent."""
+        ...
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """What an NPU is.
+
+    Attributes:
+        backend: name of the backend that answers.
+        vendor: vendor of the chip or runtime.
+        model: model of the chip or runtime.
+        firmware: version of firmware, runtime or emulator.
+        profile: name of the numerics profile.
+        profile_hash: SHA-256 of the canonical profile; equal hash, equal bits.
+        operators: ONNX operators that it compiles.
+        max_batch: largest batch.
+        location: where it computes.
+    """
+
+    backend: str
+    vendor: str
+    model: str
+    firmware: str
+    profile: str
+    profile_hash: str
+    operators: tuple[str, ...]
+    max_batch: int
+    location: str
+
+
+class Npu(Protocol):
+    """An NPU that models can be compiled for; what `trainer_client.connect` returns."""
+
+    @property
+    def info(self) -> DeviceInfo:
+        """What it is."""
+        ...
+
+    def compile(self, model: bytes, ranges: Ranges) -> Session:
+        """Opens a session for a float ONNX model.
+
+        Raises:
+            UnsupportedModel, InvalidModel, NotCalibrated, InvalidInput, QuotaExceeded: see `npu_wire.errors`.
+        """
+        ...
+
+    def close(self) -> None:
+        """Closes every session and the connection, and stops an embedded server; idempotent."""
+        ...
