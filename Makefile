@@ -1,0 +1,40 @@
+# make demo: sets up and runs the main job on the embedded emulator. make test: sets up and passes the tests.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+# gencode of the oldest protobuf that we support runs on it and on the next major version
+PROTO_TOOLS := grpcio-tools==1.76.0
+PROTO_OUT ?= .
+
+.PHONY: install demo test lint proto clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/npu-trainer demo
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+proto: $(VENV)-proto/.installed
+	$(VENV)-proto/bin/python -m grpc_tools.protoc -I proto --python_out=$(PROTO_OUT) --pyi_out=$(PROTO_OUT) proto/npu_wire/v1/*.proto
+	$(VENV)-proto/bin/python -m grpc_tools.protoc -I proto --grpc_python_out=$(PROTO_OUT) proto/npu_wire/v1/npu.proto
+
+$(VENV)-proto/.installed: Makefile
+	$(PYTHON) -m venv $(VENV)-proto
+	$(VENV)-proto/bin/pip install --quiet --disable-pip-version-check '$(PROTO_TOOLS)'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(VENV)-proto build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,18 @@
+FROM python:3.11-slim
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    NUMBA_CACHE_DIR=/tmp/numba OMP_WAIT_POLICY=PASSIVE
+WORKDIR /app
+COPY constraints.txt ./
+# the largest wheel in a layer of its own: it changes least
+RUN pip install -c constraints.txt torch
+COPY pyproject.toml README.md LICENSE ./
+COPY npu_wire npu_wire
+COPY npu_server npu_server
+COPY trainer_client trainer_client
+RUN pip install -c constraints.txt '.[server]'
+USER 10001:10001
+EXPOSE 50051 8080
+HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=12 \
+  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/healthz', timeout=2)"]
+ENTRYPOINT ["npu-server"]
+CMD ["serve", "--listen", "0.0.0.0:50051", "--http", "0.0.0.0:8080", "--insecure"]
