@@ -1,0 +1,290 @@
+"""The module that trains a user's model against an NPU."""
+
+import time
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from npu_wire.errors import DeviceFault, InvalidInput, NotCalibrated
+from npu_wire.layer_map import Float32Array, LayerMap, MemoryLayout
+from npu_wire.quantize import dequantize, quantize
+from trainer_client.calibrate import CalibrationData, Range, observe, require_batch
+from trainer_client.capture import Captured, capture
+from trainer_client.fold import fold_batch_norm
+from trainer_client.inject import inject, rule_of_layer, rule_of_tensor
+from trainer_client.noise import LayerNoise, NoiseReport
+from trainer_client.session import Npu, PendingBatch, Session
+from trainer_client.taps import TappedGraph, tap
+from trainer_client.trace import Fp32Timing, Trace
+from trainer_client.weights import PushedWeights
+
+
+def prepare(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    npu: Npu,
+    *,
+    trace: Trace | None = None,
+    ranges: Mapping[str, Range] | None = None,
+) -> "QatModule":
+    """Puts a model in the loop with an NPU.
+
+    Args:
+        model: maps one float32 tensor (batch, ...) to one float32 tensor (batch, ...). It stays the object
+            that is
+            trained: its parameters are the ones that the optimizer changes.
+        example_inputs: one batch, to capture the model with; shape (n, ...), n >= 1.
+        npu: what `trainer_client.connect` returns.
+        trace: collects the times of every training batch.
+        ranges: activation ranges by value name, of an earlier `calibrate`; without them call `calibrate`
+            next.
+
+    Raises:
+        InvalidInput, UnsupportedModel: see `trainer_client.capture.capture` and `Npu.compile`.
+    """
+    return QatModule(capture(model, example_inputs), npu, trace=trace, ranges=ranges)
+
+
+class QatModule(nn.Module):
+    """A user's model, computed by an NPU.
+
+    In training mode the forward pass runs in FP32 with every layer's value replaced by what the NPU computed
+    for the same batch and the same weights; the gradient is the FP32 layer's. In evaluation mode the NPU
+    computes alone, and its output is returned. Batch norm always uses its running statistics (folded into the
+    convolution, as on the NPU; weight, gamma and beta train) and dropout does nothing.
+
+    Attributes:
+        model: the user's own model.
+    """
+
+    def __init__(
+        self,
+        captured: Captured,
+        npu: Npu,
+        *,
+        trace: Trace | None = None,
+        ranges: Mapping[str, Range] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = captured.model
+        self._captured = captured
+        self._folded = fold_batch_norm(captured.graph.graph)
+        self._npu = npu
+        self._trace = trace
+        self._ranges: dict[str, Range] = {}
+        self._compiled: _Compiled | None = None
+        self._batches = 0
+        self.reset_noise()
+        if ranges is not None:
+            self._ranges = dict(ranges)
+            self._compile()
+
+    def calibrate(self, data: CalibrationData) -> "QatModule":
+        """Measures the activation ranges of the FP32 model and compiles the model for the NPU.
+
+        Args:
+            data: one batch (float32, shape (n, ...)), or an iterable of batches or of (batch, label, ...)
+                tuples. Some hundred samples of the training data do.
+
+        Raises:
+            InvalidInput, NonFiniteInput: see `trainer_client.calibrate.observe`.
+            UnsupportedModel: the NPU refuses the model; the message names node, operator and reason.
+        """
+        self._ranges = observe(self._captured, data)
+        self._compile()
+        return self
+
+    @property
+    def ranges(self) -> Mapping[str, Range]:
+        """Activation ranges by ONNX value name; empty before `calibrate`."""
+        return dict(self._ranges)
+
+    @property
+    def layer_map(self) -> LayerMap:
+        """Every INT8 tensor of the compiled model.
+
+        Raises:
+            NotCalibrated: the model is not compiled yet.
+        """
+        return self._require_compiled().session.layer_map
+
+    @property
+    def noise(self) -> NoiseReport:
+        """Noise of the last training forward."""
+        return self._last_noise
+
+    @property
+    def total_noise(self) -> NoiseReport:
+        """Noise of all training forwards since the start or `reset_noise`."""
+        return self._total_noise
+
+    def reset_noise(self) -> None:
+        """Begins a new noise report."""
+        self._last_noise = self._total_noise = NoiseReport()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Runs a batch.
+
+        Args:
+            x: float32, shape (n, ...) as captured, finite. In training mode n is at most the NPU's largest
+                batch.
+
+        Returns:
+            float32, shape (n, ...): in training mode with a gradient to the parameters; the value is the
+            NPU's.
+
+        Raises:
+            NotCalibrated: `calibrate` has not been called.
+            InvalidInput: a shape or dtype that was not compiled, or a batch that is too large.
+            NonFiniteInput: NaN or infinity in x.
+            Timeout, ServerUnavailable, SessionLost, DeviceFault: see `npu_wire.errors`.
+        """
+        compiled = self._require_compiled()
+        require_batch(self._captured, x, "the input")
+        return self._train_forward(compiled, x) if self.training else self._eval_forward(compiled, x)
+
+    def close(self) -> None:
+        """Releases the session on the NPU; idempotent. The model and its weights stay."""
+        if self._compiled is not None:
+            self._compiled.session.close()
+            self._compiled = None
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The activation ranges, which a checkpoint needs beside the weights."""
+        return {"ranges": {name: list(bounds) for name, bounds in self._ranges.items()}}
+
+    def set_extra_state(self, state: Any) -> None:
+        """Takes over a checkpoint's ranges; the next forward compiles with them if they differ."""
+        ranges = {name: (float(low), float(high)) for name, (low, high) in state["ranges"].items()}
+        if ranges != self._ranges:
+            self.close()
+            self._ranges = ranges
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError(
+            "a QatModule holds a session on an NPU and cannot be copied or pickled; save qat.state_dict() "
+            "(or model.state_dict()), or copy the model and call prepare() on the copy"
+        )
+
+    def _train_forward(self, compiled: "_Compiled", x: Tensor) -> Tensor:
+        largest = self._npu.info.max_batch
+        if x.shape[0] > largest:
+            raise InvalidInput(
+                f"the batch holds {x.shape[0]} samples, more than the NPU takes in training mode "
+                f"({largest}); use smaller batches and accumulate gradients"
+            )
+        run = compiled.submit(self._captured, x)
+        output = compiled.tapped.module(run, run.inject_input(x))
+        assert isinstance(output, Tensor)
+        self._last_noise = NoiseReport(1, run.noise, len(compiled.tapped.taps), len(compiled.tapped.missing))
+        self._total_noise = self._total_noise + self._last_noise
+        self._batches += 1
+        if self._trace is not None:
+            names = [layer.name for layer in compiled.session.layer_map.layers]
+            self._trace.add_batch(self._batches, names, run.pending.timings(), run.timings)
+        return output
+
+    def _eval_forward(self, compiled: "_Compiled", x: Tensor) -> Tensor:
+        layer_map = compiled.session.layer_map
+        last, spec = len(layer_map.layers) - 1, layer_map.output
+        compiled.push()
+        outputs = []
+        largest = self._npu.info.max_batch
+        for start in range(0, x.shape[0], largest):
+            pending = compiled.session.submit(compiled.quantize_input(x[start : start + largest]), ())
+            outputs.append(dequantize(pending.tensor(last), spec.scale, spec.zero_point))
+        output = torch.from_numpy(np.concatenate(outputs)).reshape(-1, *self._captured.output_shape)
+        return output.to(x.device)
+
+    def _require_compiled(self) -> "_Compiled":
+        if self._compiled is None:
+            if not self._ranges:
+                raise NotCalibrated(
+                    "the activation ranges are unknown; call qat.calibrate(loader) with some hundred "
+                    "samples, or load a checkpoint of qat.state_dict()"
+                )
+            self._compile()
+        assert self._compiled is not None
+        return self._compiled
+
+    def _compile(self) -> None:
+        self.close()
+        session = self._npu.compile(self._captured.onnx, self._ranges)
+        try:
+            tapped = tap(self._folded, session.layer_map)
+            if not tapped.taps:
+                raise DeviceFault(
+                    f"none of the layers that the NPU reports ({', '.join(tapped.missing)}) is a value of "
+                    "the model; this backend does not keep the names of the ONNX values"
+                )
+        except BaseException:
+            session.close()
+            raise
+        self._compiled = _Compiled(session, tapped, PushedWeights(self._captured))
+
+
+class _Compiled:
+    """A session on the NPU with the training graph that fits it."""
+
+    def __init__(self, session: Session, tapped: TappedGraph, weights: PushedWeights) -> None:
+        self.session = session
+        self.tapped = tapped
+        self._weights = weights
+
+    def push(self) -> None:
+        """Sends the weights that changed."""
+        changes = self._weights.take_changes()
+        if changes:
+            self.session.push_weights(changes)
+
+    def quantize_input(self, x: Tensor) -> Any:
+        """INT8 codes of a batch."""
+        spec = self.session.layer_map.input
+        values: Float32Array = x.detach().cpu().numpy()
+        return quantize(values, spec.scale, spec.zero_point).reshape(x.shape[0], *spec.shape)
+
+    def submit(self, captured: Captured, x: Tensor) -> "_Run":
+        """Starts the NPU on a batch, with the weights of now."""
+        codes = self.quantize_input(x)
+        self.push()
+        return _Run(captured, self.session.layer_map, codes, self.session.submit(codes, self.tapped.taps))
+
+
+class _Run:
+    """One training forward: the `TapContext` of a batch."""
+
+    def __init__(self, captured: Captured, layer_map: LayerMap, codes: Any, pending: PendingBatch) -> None:
+        self.pending = pending
+        self.noise: dict[str, LayerNoise] = {}
+        self.timings: list[Fp32Timing] = []
+        self._captured = captured
+        self._layer_map = layer_map
+        self._codes = codes
+        self._mark_ns = time.monotonic_ns()
+
+    def parameter(self, name: str) -> Tensor:
+        """The live parameter, buffer or constant of that name."""
+        return self._captured.tensor(name)
+
+    def inject_input(self, x: Tensor) -> Tensor:
+        """The input as the NPU sees it, in the NPU's memory order, which the FP32 layers then keep."""
+        spec = self._layer_map.input
+        if x.ndim == 4 and spec.layout is MemoryLayout.CHANNELS_LAST:
+            x = x.contiguous(memory_format=torch.channels_last)
+        value, self.noise[spec.name] = inject(x, self._codes, rule_of_tensor(spec))
+        self._mark_ns = time.monotonic_ns()
+        return value
+
+    def inject(self, value: Tensor, layer: int, lower: float, upper: float, overwrite: bool) -> Tensor:
+        """Waits for the NPU's tensor of a layer and puts it in the place of the FP32 value."""
+        start_ns, end_ns = self._mark_ns, time.monotonic_ns()
+        codes = self.pending.tensor(layer)
+        tensor_ns = time.monotonic_ns()
+        spec = self._layer_map.layers[layer]
+        injected, self.noise[spec.name] = inject(value, codes, rule_of_layer(spec, lower, upper), overwrite)
+        self._mark_ns = time.monotonic_ns()
+        self.timings.append(Fp32Timing(layer, start_ns, end_ns, tensor_ns, self._mark_ns))
+        return injected
