@@ -1,0 +1,114 @@
+"""The command `npu-server`."""
+
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from npu_server.backends.base import BackendOptions
+from npu_server.config import ServeConfig, load_describe_settings, load_serve_config
+from npu_server.registry import create_backend
+from npu_wire.errors import InvalidInput, NpuError
+
+_USAGE = """usage: npu-server COMMAND [options]
+
+An NPU as a quantized forward service.
+
+commands:
+  serve      serve an NPU over gRPC
+  describe   show what the NPU behind an endpoint is
+  profiles   list the numerics profiles
+
+npu-server COMMAND --help shows the options of a command.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status: 0 done, 1 failed, 2 called wrongly."""
+    command, *rest = list(sys.argv[1:] if arguments is None else arguments) or [""]
+    commands = {"serve": _serve, "describe": _describe, "profiles": _profiles}
+    if command in ("-h", "--help"):
+        print(_USAGE)
+        return 0
+    if command not in commands:
+        print(_USAGE + (f"\nerror: unknown command '{command}'" if command else ""), file=sys.stderr)
+        return 2
+    try:
+        return commands[command](rest)
+    except ValidationError as error:
+        for problem in error.errors():
+            name = (
+                "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-") + ": "
+                if problem["loc"]
+                else ""
+            )
+            print(f"error: {name}{problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        return 2
+    except NpuError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _serve(arguments: Sequence[str]) -> int:
+    config = load_serve_config(arguments)
+    logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    stop = _stop_on_signals()
+    # Imported here so that `--help` and the other commands do not wait for gRPC's and FastAPI's servers.
+    app = importlib.import_module("npu_server.app")
+    backend = create_backend(config.backend, _backend_options(config))
+    with app.serve(backend, config) as server:
+        print(f"listening on {server.address}", flush=True)
+        if server.http_address is not None:
+            print(f"http on {server.http_address}", flush=True)
+        if config.exit_with_stdin:
+            threading.Thread(target=_stop_on_end_of_stdin, args=(stop,), daemon=True).start()
+        stop.wait()
+    return 0
+
+
+def _describe(arguments: Sequence[str]) -> int:
+    settings = load_describe_settings(arguments)
+    importlib.import_module("npu_server.describe").describe(settings, Console())
+    return 0
+
+
+def _profiles(arguments: Sequence[str]) -> int:
+    if arguments:
+        raise InvalidInput("npu-server profiles takes no arguments")
+    for profile in importlib.import_module("npu_server.numerics.profile").list_profiles():
+        print(profile)
+    return 0
+
+
+def _backend_options(config: ServeConfig) -> BackendOptions:
+    return BackendOptions(config.profile, config.device, config.threads, config.backend_option)
+
+
+def _stop_on_signals() -> threading.Event:
+    """An event that SIGTERM or SIGINT sets; the second signal ends the process at once."""
+    stop = threading.Event()
+
+    def handle(number: int, _frame: object) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+    return stop
+
+
+def _stop_on_end_of_stdin(stop: threading.Event) -> None:
+    while sys.stdin.buffer.read(4096):
+        pass
+    stop.set()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

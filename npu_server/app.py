@@ -1,0 +1,185 @@
+"""Puts the server together, and takes it apart in the right order."""
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent import futures
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from npu_server.backends.base import Backend
+from npu_server.config import ServeConfig
+from npu_server.dashboard import HttpServer, create_dashboard
+from npu_server.interceptors import CallInterceptor
+from npu_server.service import NpuService
+from npu_server.sessions import SessionTable
+from npu_server.telemetry import DeviceStatus, Status, Telemetry
+from npu_server.worker import DeviceWorker
+from npu_wire.channel import parse_endpoint, read_token, server_credentials, server_options
+from npu_wire.errors import DeviceFault, InvalidInput
+from npu_wire.v1 import npu_pb2, npu_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+SERVICE_NAME: str = npu_pb2.DESCRIPTOR.services_by_name["NpuService"].full_name
+# Calls besides the one stream of each session: compiling, health, reflection, describing.
+_EXTRA_CALLS = 16
+_DEVICE_ID = "device"
+
+
+class RunningServer:
+    """A server that serves until it is closed; a context manager.
+
+    Args:
+        backend: the device; opened here, closed by `close`.
+        config: settings.
+        clock: monotonic seconds, for leases.
+
+    Attributes:
+        address: where gRPC listens, with the port that was chosen.
+        http_address: where HTTP listens; None: nowhere.
+
+    Raises:
+        InvalidInput: an address cannot be bound, or a file cannot be read.
+        DeviceFault: the device is not well.
+    """
+
+    def __init__(
+        self, backend: Backend, config: ServeConfig, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._backend = backend
+        self._config = config
+        self._closed = False
+        self._serving = False
+        self._http: HttpServer | None = None
+        self.http_address: str | None = None
+        self.telemetry = Telemetry()
+        self._worker = DeviceWorker()
+        self.sessions = SessionTable(backend, self._worker, config.limits, clock)
+        self._capabilities = backend.describe()
+        self._health = health.HealthServicer()
+        self._server = self._build()
+        self.telemetry.watch(self.sessions.count, self._worker.depth)
+        try:
+            self.address = self._bind()
+            self._open_device()
+            self._server.start()
+            self.sessions.start_reaper()
+            if config.http_enabled:
+                app = create_dashboard(self.status, self.telemetry.registry)
+                self._http = HttpServer(app, parse_endpoint(config.http))
+                self.http_address = self._http.address
+            self._set_serving(True)
+        except BaseException:
+            self.close(grace_s=0.0)
+            raise
+
+    def status(self) -> Status:
+        """A snapshot of everything."""
+        mark = self._capabilities.fingerprint
+        device = DeviceStatus(
+            backend=mark.backend,
+            model=f"{mark.vendor} {mark.model}".strip(),
+            profile=mark.profile,
+            profile_hash=mark.profile_hash,
+            location=self._capabilities.location,
+            serving=self._serving,
+        )
+        return self.telemetry.status(device, self.sessions.status(), self._worker.depth())
+
+    def close(self, grace_s: float | None = None) -> None:
+        """Shuts down: health, calls, device's queue, programs, device. Idempotent.
+
+        Args:
+            grace_s: seconds for work that is queued; None: as configured.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        grace = self._config.grace_s if grace_s is None else grace_s
+        self._set_serving(False)
+        self.sessions.drain()
+        self._server.stop(grace).wait()
+        self.sessions.close()
+        self._worker_close(grace)
+        if self._http is not None:
+            self._http.close()
+        endpoint = parse_endpoint(self._config.listen)
+        if endpoint.path:
+            Path(endpoint.path).unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _build(self) -> grpc.Server:
+        config = self._config
+        token = read_token(config.token_file) if config.token_file else None
+        calls = 2 * config.max_sessions + _EXTRA_CALLS
+        server = grpc.server(
+            futures.ThreadPoolExecutor(calls, thread_name_prefix="npu-grpc"),
+            options=server_options(),
+            interceptors=[CallInterceptor(self.telemetry, token)],
+            # A call beyond the pool would wait unseen; so it is refused with RESOURCE_EXHAUSTED.
+            maximum_concurrent_rpcs=calls,
+        )
+        service = NpuService(self._capabilities, self.sessions, self._worker, config.limits, self.telemetry)
+        npu_pb2_grpc.add_NpuServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection(
+            (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        )
+        return server
+
+    def _bind(self) -> str:
+        config = self._config
+        endpoint = parse_endpoint(config.listen)
+        try:
+            if config.tls_cert is not None and config.tls_key is not None:
+                credentials = server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
+                port = self._server.add_secure_port(endpoint.target, credentials)
+            else:
+                port = self._server.add_insecure_port(endpoint.target)
+        except RuntimeError as error:
+            raise InvalidInput(
+                f"cannot listen on {endpoint.target} (is it in use?); choose another --listen ({error})"
+            ) from None
+        return endpoint.target if endpoint.path else replace(endpoint, port=port).target
+
+    def _open_device(self) -> None:
+        self._worker.submit(_DEVICE_ID, self._backend.open).result()
+        state = self._worker.submit(_DEVICE_ID, self._backend.probe).result()
+        if not state.ok:
+            raise DeviceFault(f"the device is not well: {state.detail}")
+
+    def _set_serving(self, serving: bool) -> None:
+        self._serving = serving
+        state = (
+            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        self._health.set("", state)
+        self._health.set(SERVICE_NAME, state)
+
+    def _worker_close(self, grace_s: float) -> None:
+        closing = self._worker.submit(_DEVICE_ID, self._backend.close)
+        if not self._worker.close(grace_s + 1.0):
+            log.error("the device did not finish within %g s; it is left as it is", grace_s)
+        elif (error := closing.exception()) is not None:
+            log.error("closing the device failed", exc_info=error)
+
+
+def serve(
+    backend: Backend, config: ServeConfig, clock: Callable[[], float] = time.monotonic
+) -> RunningServer:
+    """Starts a server and returns once it serves; see `RunningServer`."""
+    return RunningServer(backend, config, clock)

@@ -1,0 +1,61 @@
+"""`npu-server describe`: what the NPU behind an endpoint is."""
+
+import json
+
+import grpc
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console
+from rich.table import Table
+
+from npu_server.config import DescribeSettings
+from npu_wire.channel import (
+    channel_credentials,
+    client_options,
+    parse_endpoint,
+    read_token,
+    status_parts,
+    token_metadata,
+)
+from npu_wire.errors import from_status
+from npu_wire.v1 import npu_pb2, npu_pb2_grpc
+
+
+def describe(settings: DescribeSettings, console: Console) -> None:
+    """Asks and prints.
+
+    Raises:
+        NpuError: nobody answers, or the call is refused.
+    """
+    target = parse_endpoint(settings.endpoint).target
+    token = read_token(settings.token_file) if settings.token_file else None
+    if settings.tls_ca is not None or settings.tls_cert is not None:
+        credentials = channel_credentials(settings.tls_ca, settings.tls_cert, settings.tls_key)
+        channel = grpc.secure_channel(target, credentials, options=client_options())
+    else:
+        channel = grpc.insecure_channel(target, options=client_options())
+    with channel:
+        try:
+            stub = npu_pb2_grpc.NpuServiceStub(channel)  # type: ignore[no-untyped-call]
+            answer = stub.Describe(
+                npu_pb2.DescribeRequest(), timeout=settings.timeout_s, metadata=token_metadata(token)
+            )
+        except grpc.RpcError as error:
+            code, class_name, details = status_parts(error)
+            raise from_status(code, class_name, f"{settings.endpoint}: {details}") from None
+    if settings.json_output:
+        print(json.dumps(MessageToDict(answer, preserving_proto_field_name=True), indent=2))
+    else:
+        console.print(_table(settings.endpoint, answer))
+
+
+def _table(endpoint: str, answer: npu_pb2.DescribeResponse) -> Table:
+    table = Table(title=f"NPU at {endpoint}", show_header=False)
+    for message in (answer.fingerprint, answer.capabilities, answer.limits):
+        for field, value in MessageToDict(
+            message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        ).items():
+            table.add_row(
+                field.replace("_", " "), ", ".join(value) if isinstance(value, list) else str(value)
+            )
+        table.add_section()
+    return table

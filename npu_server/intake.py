@@ -1,0 +1,158 @@
+"""Checks the requests of a Forward stream and puts them together to weight updates and batches."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from npu_wire.errors import InvalidInput, NonFiniteInput, QuotaExceeded
+from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
+from npu_wire.tensors import TensorAssembler, TensorHeader
+from npu_wire.v1 import npu_pb2
+
+_MAX_TENSORS = 16_384
+
+
+@dataclass(frozen=True)
+class WeightUpdate:
+    """Changed FP32 initializers, complete and finite."""
+
+    weights_version: int
+    tensors: Mapping[str, Float32Array]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A complete INT8 input, logical shape (n, *input.shape), and the layers to answer with."""
+
+    batch_id: int
+    weights_version: int
+    data: Int8Array
+    taps: frozenset[int]
+
+
+class Intake:
+    """State of one stream's requests.
+
+    Args:
+        layer_map: of the session's program.
+        max_batch: most samples of a batch.
+        max_update_bytes: most bytes of a weight update.
+        weights_version: version that the session holds when the stream begins.
+    """
+
+    def __init__(
+        self, layer_map: LayerMap, max_batch: int, max_update_bytes: int, weights_version: int
+    ) -> None:
+        self._layer_map = layer_map
+        self._max_batch = max_batch
+        self._max_update_bytes = max_update_bytes
+        self._version = weights_version
+        self._update: dict[str, Float32Array] = {}
+        self._update_version = 0
+        self._update_bytes = 0
+        self._batch_id = 0
+        self._taps: frozenset[int] = frozenset()
+        self._assembler: TensorAssembler | None = None
+        self._assembling = ""
+
+    def take(self, request: npu_pb2.ForwardRequest) -> WeightUpdate | Batch | None:
+        """Takes the next request.
+
+        Returns:
+            What it completes, if anything.
+
+        Raises:
+            InvalidInput, NonFiniteInput, QuotaExceeded: the request breaks a rule of the wire.
+        """
+        kind = request.WhichOneof("kind")
+        if self._assembler is not None and kind != self._assembling:
+            raise InvalidInput(f"got '{kind}' in the middle of a tensor '{self._assembler.header.name}'")
+        if kind == "weight":
+            self._take_weight(request.weight)
+            return None
+        if kind == "commit":
+            return self._take_commit(request.commit.weights_version)
+        if kind == "batch":
+            return self._take_batch(request.batch)
+        raise InvalidInput(f"got '{kind}' on an attached stream; legal are weight, commit and batch")
+
+    def _take_weight(self, message: npu_pb2.WeightChunk) -> None:
+        version = message.weights_version
+        if version <= self._version or (self._update_version and version != self._update_version):
+            raise InvalidInput(
+                f"weights version {version} is not larger than {self._version}, or mixes with an open update"
+            )
+        self._update_version = version
+        if self._assembler is None:
+            self._assembler = TensorAssembler(message.chunk, self._max_update_bytes)
+            self._assembling = "weight"
+            header = self._assembler.header
+            if header.dtype != np.float32:
+                raise InvalidInput(f"weight '{header.name}' is {header.dtype}; weights travel as float32")
+            if header.name in self._update:
+                raise InvalidInput(f"weight '{header.name}' comes twice in version {version}")
+            self._update_bytes += header.nbytes
+            if self._update_bytes > self._max_update_bytes or len(self._update) >= _MAX_TENSORS:
+                raise QuotaExceeded(
+                    f"weights version {version} is larger than {self._max_update_bytes} bytes "
+                    f"or {_MAX_TENSORS} tensors"
+                )
+        array = self._assembler.add(message.chunk)
+        if array is None:
+            return
+        name = self._assembler.header.name
+        self._assembler = None
+        if not np.isfinite(array).all():
+            raise NonFiniteInput(
+                f"weight '{name}' of version {version} holds NaN or infinity; training diverged?"
+            )
+        self._update[name] = array
+
+    def _take_commit(self, version: int) -> WeightUpdate:
+        if version != self._update_version or not self._update:
+            raise InvalidInput(f"commit of weights version {version}, of which no tensor has come")
+        update = WeightUpdate(version, self._update)
+        self._version = version
+        self._update, self._update_version, self._update_bytes = {}, 0, 0
+        return update
+
+    def _take_batch(self, message: npu_pb2.BatchChunk) -> Batch | None:
+        if message.weights_version != self._version:
+            raise InvalidInput(
+                f"batch {message.batch_id} names weights version {message.weights_version}; "
+                f"the session's current one is {self._version}"
+            )
+        if self._assembler is None:
+            if message.batch_id <= self._batch_id:
+                raise InvalidInput(f"batch id {message.batch_id} is not larger than {self._batch_id}")
+            self._batch_id = message.batch_id
+            self._taps = self._checked_taps(message)
+            self._assembler = self._batch_assembler(message)
+            self._assembling = "batch"
+        elif message.batch_id != self._batch_id:
+            raise InvalidInput(f"a chunk of batch {message.batch_id} in the middle of batch {self._batch_id}")
+        array = self._assembler.add(message.chunk)
+        if array is None:
+            return None
+        self._assembler = None
+        return Batch(message.batch_id, message.weights_version, array, self._taps)
+
+    def _checked_taps(self, message: npu_pb2.BatchChunk) -> frozenset[int]:
+        count = len(self._layer_map.layers)
+        wrong = sorted(tap for tap in message.taps if tap >= count)
+        if wrong:
+            raise InvalidInput(
+                f"batch {message.batch_id} taps layer {wrong[0]}; the program has layers 0 to {count - 1}"
+            )
+        return frozenset(message.taps)
+
+    def _batch_assembler(self, message: npu_pb2.BatchChunk) -> TensorAssembler:
+        spec = self._layer_map.input
+        samples = message.chunk.shape[0] if message.chunk.shape else 0
+        if not 1 <= samples <= self._max_batch:
+            raise InvalidInput(
+                f"batch {message.batch_id} has {samples} samples; this device takes 1 to {self._max_batch}"
+            )
+        expected = TensorHeader(spec.name, np.dtype(np.int8), (samples, *spec.shape), spec.layout)
+        return TensorAssembler(message.chunk, expected.nbytes, expected)

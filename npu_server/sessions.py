@@ -1,0 +1,251 @@
+"""Sessions: compiled programs with a lease."""
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from npu_server.backends.base import Backend, Program, Ranges
+from npu_server.telemetry import LayerLatency, SessionStatus
+from npu_server.worker import DeviceWorker
+from npu_wire.errors import NpuError, QuotaExceeded, ServerUnavailable, SessionLost
+from npu_wire.layer_map import LayerMap
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Quotas of a server.
+
+    Attributes:
+        max_sessions: sessions open at the same time.
+        max_model_bytes: bytes of an ONNX model, and of a weight update.
+        max_in_flight: batches of a session sent and not yet answered.
+        lease_s: seconds without a sign of life after which a session is released.
+    """
+
+    max_sessions: int
+    max_model_bytes: int
+    max_in_flight: int
+    lease_s: float
+
+
+class Stream(Protocol):
+    """What a session knows of its open stream."""
+
+    def cancel(self, error: NpuError | None = None) -> None:
+        """Ends it now."""
+        ...
+
+    def finish(self, error: NpuError | None) -> None:
+        """Ends it after what is queued."""
+        ...
+
+
+@dataclass(eq=False)
+class Session:
+    """A compiled program that belongs to one client.
+
+    Attributes:
+        session_id: its name; not to be guessed, because who knows it may use it.
+        program: only the device's worker calls it.
+        layer_map: the program's.
+        opened: time of opening, on the table's clock.
+        expires: time when the lease ends, unless a stream is open.
+        weights_version: of the weights in the program; changed by the device's worker.
+        batches: batches computed.
+        stream: the open Forward stream.
+        latency: per layer.
+    """
+
+    session_id: str
+    program: Program
+    layer_map: LayerMap
+    opened: float
+    expires: float
+    weights_version: int = 0
+    batches: int = 0
+    stream: Stream | None = None
+    latency: tuple[LayerLatency, ...] = field(default=())
+
+
+class SessionTable:
+    """All sessions of one device.
+
+    Args:
+        backend: the device.
+        worker: its thread.
+        limits: quotas.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        worker: DeviceWorker,
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._backend = backend
+        self._worker = worker
+        self._limits = limits
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._sessions: dict[str, Session] = {}
+        self._opening = 0
+        self._stop = threading.Event()
+        self._reaper: threading.Thread | None = None
+
+    def start_reaper(self) -> None:
+        """Starts the thread that releases expired sessions."""
+        self._reaper = threading.Thread(target=self._reap_until_stopped, name="npu-lease-reaper", daemon=True)
+        self._reaper.start()
+
+    def reserve(self) -> None:
+        """Takes a place for a session that is about to be opened, before its model is received.
+
+        Raises:
+            QuotaExceeded: all places are taken.
+        """
+        with self._lock:
+            if len(self._sessions) + self._opening >= self._limits.max_sessions:
+                raise QuotaExceeded(
+                    f"all {self._limits.max_sessions} sessions of this server are taken; close one, "
+                    "or start the server with a larger --max-sessions"
+                )
+            self._opening += 1
+
+    def cancel_reservation(self) -> None:
+        """Gives a reserved place back."""
+        with self._lock:
+            self._opening -= 1
+
+    def open(self, model: bytes, ranges: Ranges) -> Session:
+        """Compiles a model into a session, on a reserved place that the caller gives back afterwards.
+
+        Raises:
+            NpuError: what the backend has against the model.
+        """
+        session_id = secrets.token_hex(16)
+        program = self._worker.submit(session_id, lambda: self._backend.compile(model, ranges)).result()
+        layer_map = program.layer_map
+        now = self._clock()
+        session = Session(
+            session_id=session_id,
+            program=program,
+            layer_map=layer_map,
+            opened=now,
+            expires=now + self._limits.lease_s,
+            latency=tuple(LayerLatency(layer.name, layer.op) for layer in layer_map.layers),
+        )
+        with self._lock:
+            self._sessions[session_id] = session
+        log.info("session %s opened: %d layers", session_id, len(layer_map.layers))
+        return session
+
+    def get(self, session_id: str) -> Session:
+        """Finds a session and renews its lease.
+
+        Raises:
+            SessionLost: there is no such session.
+        """
+        with self._lock:
+            session = self._sessions.get(session_id)
+            if session is None:
+                raise SessionLost(
+                    f"the server knows no session '{session_id[:64]}': its lease is over or the server was "
+                    "restarted; compile the model again"
+                )
+            session.expires = self._clock() + self._limits.lease_s
+            return session
+
+    def attach(self, session: Session, stream: Stream) -> None:
+        """Makes `stream` the session's stream; an earlier one ends."""
+        with self._lock:
+            earlier, session.stream = session.stream, stream
+        if earlier is not None:
+            earlier.cancel(SessionLost(f"another stream was attached to session '{session.session_id}'"))
+
+    def detach(self, session: Session, stream: Stream) -> None:
+        """Ends `stream`; the session's lease runs from now."""
+        with self._lock:
+            if session.stream is stream:
+                session.stream = None
+                session.expires = self._clock() + self._limits.lease_s
+        stream.cancel()
+
+    def release(self, session_id: str) -> None:
+        """Ends a session; one that does not exist is none of our business."""
+        with self._lock:
+            session = self._sessions.pop(session_id, None)
+        if session is not None:
+            self._dispose(session, SessionLost(f"session '{session_id}' was released"))
+
+    def reap(self) -> int:
+        """Releases the sessions whose lease is over and tells how many."""
+        now = self._clock()
+        with self._lock:
+            expired = [s for s in self._sessions.values() if s.stream is None and s.expires <= now]
+            for session in expired:
+                del self._sessions[session.session_id]
+        for session in expired:
+            log.warning(
+                "session %s: no sign of life for %g s; released", session.session_id, self._limits.lease_s
+            )
+            self._dispose(session, None)
+        return len(expired)
+
+    def drain(self) -> None:
+        """Lets every stream finish what is queued and then end."""
+        for session in self._snapshot():
+            if session.stream is not None:
+                session.stream.finish(ServerUnavailable("the server is shutting down"))
+
+    def close(self) -> None:
+        """Stops the reaper and releases every session."""
+        self._stop.set()
+        if self._reaper is not None:
+            self._reaper.join()
+        for session in self._snapshot():
+            self.release(session.session_id)
+
+    def count(self) -> int:
+        """Open sessions."""
+        with self._lock:
+            return len(self._sessions)
+
+    def status(self) -> tuple[SessionStatus, ...]:
+        """Snapshots of all sessions."""
+        now = self._clock()
+        return tuple(
+            SessionStatus(
+                # Who knows the whole id may use the session, so pages show the beginning only.
+                session_id=session.session_id[:8],
+                attached=session.stream is not None,
+                weights_version=session.weights_version,
+                batches=session.batches,
+                age_s=now - session.opened,
+                layers=tuple(latency.status() for latency in session.latency),
+            )
+            for session in self._snapshot()
+        )
+
+    def _snapshot(self) -> list[Session]:
+        with self._lock:
+            return list(self._sessions.values())
+
+    def _dispose(self, session: Session, reason: NpuError | None) -> None:
+        if session.stream is not None:
+            session.stream.cancel(reason)
+        try:
+            self._worker.submit(session.session_id, session.program.close)
+        except ServerUnavailable:
+            log.warning("session %s: the device is closed, its program is dropped", session.session_id)
+
+    def _reap_until_stopped(self) -> None:
+        while not self._stop.wait(max(0.05, min(self._limits.lease_s / 4, 5.0))):
+            self.reap()

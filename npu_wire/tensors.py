@@ -1,0 +1,205 @@
+"""Arrays to `TensorChunk` messages and back.
+
+A tensor travels as raw little-endian bytes in chunks of up to `CHUNK_BYTES`. A channels-last tensor of shape
+(N, C, ...) travels in the order (N, ..., C): a transposed view of such an array is sent as it lies in memory.
+Chunks are written straight into the message that carries them, because assigning a filled message to a field
+of another copies its bytes once more, and so does every access of a `bytes` field.
+"""
+
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from npu_wire.errors import InvalidInput
+from npu_wire.layer_map import MemoryLayout
+from npu_wire.v1 import tensor_pb2
+
+CHUNK_BYTES = 2 * 2**20
+MAX_NAME_LENGTH = 1024
+MAX_RANK = 8
+
+Array = npt.NDArray[Any]
+
+_WIRE_TYPE: dict[np.dtype[Any], tensor_pb2.DataType] = {
+    np.dtype(np.int8): tensor_pb2.DATA_TYPE_INT8,
+    np.dtype(np.float32): tensor_pb2.DATA_TYPE_FLOAT32,
+}
+_DTYPE = {code: dtype for dtype, code in _WIRE_TYPE.items()}
+
+if sys.byteorder != "little":  # pragma: no cover
+    raise ImportError(
+        "npu_wire sends the bytes of arrays as they lie in memory and so needs a little-endian machine"
+    )
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """What every chunk of one tensor repeats.
+
+    Attributes:
+        name: ONNX value or initializer name.
+        dtype: int8 or float32.
+        shape: logical shape, all sizes >= 1.
+        layout: order of the elements in the bytes.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    layout: MemoryLayout = MemoryLayout.CONTIGUOUS
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def wire_shape(self) -> tuple[int, ...]:
+        """Shape in the order of the bytes."""
+        if self.layout is MemoryLayout.CHANNELS_LAST:
+            return (self.shape[0], *self.shape[2:], self.shape[1])
+        return self.shape
+
+    def view(self, raw: bytes | bytearray) -> Array:
+        """The tensor that `raw` holds, logical shape, without a copy and read-only."""
+        array = np.frombuffer(raw, self.dtype).reshape(self.wire_shape)
+        array.flags.writeable = False
+        return np.moveaxis(array, -1, 1) if self.layout is MemoryLayout.CHANNELS_LAST else array
+
+
+def header_of(chunk: tensor_pb2.TensorChunk) -> TensorHeader:
+    """Reads and checks what a chunk says about its tensor.
+
+    Raises:
+        InvalidInput: a name, type, layout or shape that no tensor can have.
+    """
+    name = chunk.name
+    if not 0 < len(name) <= MAX_NAME_LENGTH:
+        raise InvalidInput(f"a tensor's name has {len(name)} characters; legal are 1 to {MAX_NAME_LENGTH}")
+    dtype = _DTYPE.get(chunk.dtype)
+    if dtype is None:
+        raise InvalidInput(f"tensor '{name}': unknown data type {chunk.dtype}; legal are INT8 and FLOAT32")
+    shape = tuple(chunk.shape)
+    if len(shape) > MAX_RANK or not all(shape):
+        raise InvalidInput(f"tensor '{name}': illegal shape {shape}; legal are up to {MAX_RANK} sizes >= 1")
+    try:
+        layout = MemoryLayout(chunk.layout)
+    except ValueError:
+        raise InvalidInput(f"tensor '{name}': unknown memory layout {chunk.layout}") from None
+    if layout is MemoryLayout.CHANNELS_LAST and len(shape) < 3:
+        raise InvalidInput(
+            f"tensor '{name}': channels-last needs a batch, a channel and a spatial size, not {shape}"
+        )
+    return TensorHeader(name, dtype, shape, layout)
+
+
+class OutgoingTensor:
+    """A tensor on its way out, to be written chunk by chunk into messages.
+
+    Args:
+        name: ONNX value or initializer name.
+        array: int8 or float32, any strides.
+        layout: order of the elements on the wire; an array that already lies so in memory is not copied.
+
+    Raises:
+        InvalidInput: a data type or shape that cannot travel.
+    """
+
+    def __init__(self, name: str, array: Array, layout: MemoryLayout = MemoryLayout.CONTIGUOUS) -> None:
+        if array.dtype not in _WIRE_TYPE:
+            raise InvalidInput(f"tensor '{name}' is {array.dtype}; only int8 and float32 can be sent")
+        if array.size == 0:
+            raise InvalidInput(f"tensor '{name}' of shape {array.shape} is empty")
+        self.header = TensorHeader(name, array.dtype, array.shape, layout)
+        ordered = np.moveaxis(array, 1, -1) if layout is MemoryLayout.CHANNELS_LAST else array
+        self._raw = np.ascontiguousarray(ordered).reshape(-1).view(np.uint8).data
+
+    def offsets(self, chunk_bytes: int = CHUNK_BYTES) -> range:
+        """Where each chunk begins."""
+        return range(0, self._raw.nbytes, chunk_bytes)
+
+    def write(self, chunk: tensor_pb2.TensorChunk, offset: int, chunk_bytes: int = CHUNK_BYTES) -> None:
+        """Fills an empty chunk message with the bytes from `offset` on."""
+        header = self.header
+        chunk.name = header.name
+        chunk.dtype = _WIRE_TYPE[header.dtype]
+        chunk.shape.extend(header.shape)
+        chunk.layout = header.layout.value
+        chunk.offset = offset
+        chunk.data = bytes(self._raw[offset : offset + chunk_bytes])
+
+
+class TensorAssembler:
+    """Puts the chunks of one tensor together.
+
+    Memory is allocated only after the header was compared with what the receiver expects or allows; a tensor
+    that comes in one chunk is not copied at all.
+
+    Args:
+        first: the first chunk.
+        max_bytes: largest tensor to accept.
+        expected: what the header must be, where the receiver knows; None accepts any within `max_bytes`.
+
+    Raises:
+        InvalidInput: another header than expected, or a tensor that is too large.
+    """
+
+    def __init__(
+        self, first: tensor_pb2.TensorChunk, max_bytes: int, expected: TensorHeader | None = None
+    ) -> None:
+        self.header = header_of(first)
+        if expected is not None and self.header != expected:
+            raise InvalidInput(f"got a tensor {_describe(self.header)}; expected {_describe(expected)}")
+        if self.header.nbytes > max_bytes:
+            raise InvalidInput(
+                f"tensor {_describe(self.header)} has {self.header.nbytes} bytes; legal are {max_bytes}"
+            )
+        self._raw: bytes | bytearray = b""
+        self._received = 0
+
+    def add(self, chunk: tensor_pb2.TensorChunk) -> Array | None:
+        """Takes the next chunk.
+
+        Returns:
+            The whole tensor, logical shape and read-only, when this chunk completes it.
+
+        Raises:
+            InvalidInput: a chunk of another tensor, a gap, an overlap, no bytes or too many.
+        """
+        data = chunk.data
+        total = self.header.nbytes
+        if self._received and header_of(chunk) != self.header:
+            raise InvalidInput(
+                f"a chunk of {_describe(header_of(chunk))} came in the middle of {_describe(self.header)}"
+            )
+        if chunk.offset != self._received:
+            raise InvalidInput(
+                f"tensor '{self.header.name}': a chunk at byte {chunk.offset}; {self._received} must follow"
+            )
+        if not data or self._received + len(data) > total:
+            raise InvalidInput(
+                f"tensor '{self.header.name}': {len(data)} bytes came at byte {self._received} of {total}"
+            )
+        if len(data) == total:
+            return self.header.view(data)
+        if not self._received:
+            self._raw = bytearray(total)
+        assert isinstance(self._raw, bytearray)
+        self._raw[self._received : self._received + len(data)] = data
+        self._received += len(data)
+        return self.header.view(self._raw) if self._received == total else None
+
+
+def split_bytes(raw: bytes, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """Slices of a byte string, in order."""
+    for offset in range(0, len(raw), chunk_bytes):
+        yield raw[offset : offset + chunk_bytes]
+
+
+def _describe(header: TensorHeader) -> str:
+    return f"'{header.name}' ({header.dtype}, shape {header.shape}, {header.layout.name.lower()})"

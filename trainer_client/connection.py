@@ -1,0 +1,164 @@
+"""`connect`: an NPU behind an endpoint, or an embedded emulator."""
+
+import atexit
+import logging
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from npu_wire.channel import parse_endpoint
+from npu_wire.errors import ServerUnavailable, Timeout
+from trainer_client.embedded import EmbeddedServer
+from trainer_client.session import DeviceInfo, Ranges
+from trainer_client.stream import Patience, RemoteSession
+from trainer_client.transport import Description, Security, Transport
+
+log = logging.getLogger(__name__)
+
+
+class Connection:
+    """An NPU at the other end of a channel: a `trainer_client.session.Npu` and a context manager.
+
+    gRPC and fork do not mix: start DataLoader workers with `multiprocessing_context="forkserver"` (or
+    "spawn"), or before connecting.
+
+    Args:
+        transport: the channel.
+        patience: how long to wait.
+        embedded: the child process at the other end, if it is ours.
+
+    Raises:
+        ServerUnavailable: nobody answers.
+        NpuError: the server refuses.
+    """
+
+    def __init__(
+        self, transport: Transport, patience: Patience, embedded: EmbeddedServer | None = None
+    ) -> None:
+        self._transport = transport
+        self._patience = patience
+        self._embedded = embedded
+        self._sessions: list[RemoteSession] = []
+        self._closed = False
+        self._info = self._first_description().info
+        atexit.register(self.close)
+
+    @property
+    def info(self) -> DeviceInfo:
+        """What the NPU is."""
+        return self._info
+
+    @property
+    def embedded(self) -> EmbeddedServer | None:
+        """The child process that serves, if this connection started one."""
+        return self._embedded
+
+    def compile(self, model: bytes, ranges: Ranges) -> RemoteSession:
+        """Opens a session for a float ONNX model; see `Npu.compile`.
+
+        Raises:
+            UnsupportedModel, InvalidModel, NotCalibrated, InvalidInput, QuotaExceeded: see `npu_wire.errors`.
+        """
+        if self._closed:
+            raise ServerUnavailable("the connection is closed; connect again")
+        session = RemoteSession(
+            self._transport, self._revive, self._info.profile_hash, model, ranges, self._patience
+        )
+        self._sessions.append(session)
+        return session
+
+    def close(self) -> None:
+        """Closes every session and the connection, and stops an embedded server; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        for session in self._sessions:
+            session.close()
+        self._transport.close()
+        if self._embedded is not None:
+            self._embedded.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _revive(self) -> None:
+        if self._embedded is not None:
+            self._embedded.ensure_running()
+
+    def _first_description(self) -> Description:
+        timeout_s = self._patience.timeout_s
+        try:
+            return self._transport.describe(timeout_s, wait_for_ready=False)
+        except ServerUnavailable as error:
+            log.warning("%s; waiting up to %g s for the server", error, timeout_s)
+        try:
+            return self._transport.describe(timeout_s, wait_for_ready=True)
+        except Timeout as error:
+            raise ServerUnavailable(
+                f"no NPU server answers at {self._transport.address} within {timeout_s:g} s ({error}); "
+                "start one with `npu-server serve --listen ADDRESS`, or check address and TLS settings"
+            ) from None
+
+
+def connect(
+    endpoint: str | None = None,
+    *,
+    profile: str = "tflm",
+    backend: str = "emulator",
+    device: str = "cpu",
+    tls: bool = False,
+    tls_ca: str | Path | None = None,
+    tls_cert: str | Path | None = None,
+    tls_key: str | Path | None = None,
+    token: str | None = None,
+    timeout_s: float = 30.0,
+    reconnect_timeout_s: float = 60.0,
+    compile_timeout_s: float = 300.0,
+) -> Connection:
+    """Connects to an NPU server, or starts an embedded one.
+
+    Args:
+        endpoint: HOST:PORT or unix:PATH; None starts a server of one's own, which stops with the connection.
+        profile: numerics profile of the embedded server.
+        backend: backend of the embedded server.
+        device: device of the embedded server.
+        tls: encrypt, trusting the system's authorities.
+        tls_ca: PEM file of the authority that signed the server's certificate; implies TLS.
+        tls_cert: PEM file of the client's own certificate.
+        tls_key: PEM file of its private key.
+        token: bearer token; sent to other machines over TLS only.
+        timeout_s: how long a connected server may be silent.
+        reconnect_timeout_s: how long to look for a server that is gone.
+        compile_timeout_s: how long compiling a model may take.
+
+    Raises:
+        InvalidInput: an address or file that is wrong.
+        ServerUnavailable: nobody answers, or the embedded server does not start.
+        Unauthenticated: no or the wrong token.
+    """
+    patience = Patience(timeout_s, reconnect_timeout_s, compile_timeout_s)
+    if endpoint is not None:
+        security = Security(tls, _path(tls_ca), _path(tls_cert), _path(tls_key), token)
+        return _connected(Transport(parse_endpoint(endpoint), security), patience, None)
+    embedded = EmbeddedServer(backend, profile, device)
+    return _connected(Transport(embedded.endpoint, Security()), patience, embedded)
+
+
+def _connected(transport: Transport, patience: Patience, embedded: EmbeddedServer | None) -> Connection:
+    try:
+        return Connection(transport, patience, embedded)
+    except BaseException:
+        transport.close()
+        if embedded is not None:
+            embedded.close()
+        raise
+
+
+def _path(text: str | Path | None) -> Path | None:
+    return None if text is None else Path(text)
