@@ -54,6 +54,7 @@ def fit(
     seed: int,
     checkpoint: Path | None = None,
     checkpoint_every: int = 50,
+    belongs_to: str = "",
     on_step: OnStep | None = None,
 ) -> list[float]:
     """Trains `model` in place, from the checkpoint if there is one, and returns the loss of every step.
@@ -65,14 +66,15 @@ def fit(
         seed: order of the images and their augmentation.
         checkpoint: file to resume from and to write every `checkpoint_every` steps and at the end.
         checkpoint_every: steps between two checkpoints.
+        belongs_to: what else a checkpoint must not be mixed with: the model, the NPU.
         on_step: progress.
 
     Raises:
         NonFiniteInput: the loss became NaN or infinite.
-        InvalidInput: the checkpoint belongs to another recipe, seed or data set.
+        InvalidInput: the checkpoint is another recipe's, seed's, data set's or owner's.
     """
     optimizer, scheduler = _optimizer(model, recipe)
-    identity = f"{recipe} seed={seed} data={data.name}"
+    identity = f"{recipe} seed={seed} data={data.name} {belongs_to}".strip()
     losses = _resume(checkpoint, identity, model, optimizer, scheduler)
     for step in range(len(losses), recipe.steps):
         x, y = batch(data, recipe.batch_size, seed, step)
@@ -126,10 +128,14 @@ def accuracy(model: nn.Module, x: torch.Tensor, y: torch.Tensor, batch_size: int
     """Percentage of samples whose largest logit is the label's, with the model in eval mode."""
     model.eval()
     correct = 0
-    for start in range(0, len(y), batch_size):
-        logits = model(x[start : start + batch_size])
-        correct += int((logits.argmax(1) == y[start : start + batch_size]).sum())
+    for images, labels in zip(batches(x, batch_size), batches(y, batch_size), strict=True):
+        correct += int((model(images).argmax(1) == labels).sum())
     return 100 * correct / len(y)
+
+
+def batches(x: torch.Tensor, size: int) -> list[torch.Tensor]:
+    """`x` in parts of at most `size` samples, in order."""
+    return [x[start : start + size] for start in range(0, len(x), size)]
 
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:

@@ -1,0 +1,92 @@
+"""`npu-trainer train`: one model, FP32 first, then with the NPU in the loop; a rerun resumes."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from trainer_client.data import Dataset
+from trainer_client.nets import build_model
+from trainer_client.qat import prepare
+from trainer_client.session import Npu
+from trainer_client.trace import Trace
+from trainer_client.trainer import OnStep, Recipe, accuracy, batches, fit
+
+WEIGHTS_FILE = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Accuracies in percent of the test set, and the file of the weights.
+
+    Attributes:
+        fp32: of the FP32 network, on the CPU.
+        before: of the FP32 network's weights on the NPU.
+        after: on the NPU, after training in the loop.
+        weights: safetensors file; its metadata holds ranges and profile hash.
+        sha256: of the weights' bytes, to compare runs.
+    """
+
+    fp32: float
+    before: float
+    after: float
+    weights: Path
+    sha256: str
+
+
+def train(
+    model_name: str,
+    data: Dataset,
+    npu: Npu,
+    fp32: Recipe,
+    finetune: Recipe,
+    seed: int,
+    calibration_images: int,
+    out: Path,
+    begin: Callable[[str, int], OnStep],
+    trace: Trace | None = None,
+) -> Outcome:
+    """Trains and deploys; a rerun with the same `out` goes on from the last checkpoint.
+
+    Args:
+        model_name: for `build_model`.
+        data: the images.
+        npu: where to deploy to.
+        fp32: recipe of the FP32 training; 0 steps keep the model's own weights.
+        finetune: recipe of the training on the NPU.
+        seed: of initial weights, order of images and augmentation.
+        calibration_images: training images that ranges are measured on.
+        out: folder for weights and checkpoints.
+        begin: is told of each training, returns what to call after each of its steps.
+        trace: collects the training on the NPU.
+
+    Raises:
+        NpuError: see `trainer_client.qat.prepare` and `trainer_client.trainer.fit`.
+    """
+    torch.manual_seed(seed)
+    model = build_model(model_name, data.classes, data.channels)
+    if fp32.steps:
+        on_step = begin("FP32", fp32.steps)
+        fit(model, data, fp32, seed, out / "fp32.pt", on_step=on_step, belongs_to=f"model={model_name}")
+    fp32_accuracy = accuracy(model, data.test_x, data.test_y)
+    qat = prepare(model, data.train_x[:2], npu, trace=trace)
+    try:
+        qat.calibrate(batches(data.calibration_set(calibration_images), 64))
+        before = accuracy(qat, data.test_x, data.test_y)
+        qat.train()
+        owner = f"model={model_name} npu={npu.info.profile_hash} fp32={fp32}"
+        on_step = begin(f"NPU in the loop, {npu.info.profile}", finetune.steps)
+        fit(qat, data, finetune, seed, out / "npu.pt", on_step=on_step, belongs_to=owner)
+        after = accuracy(qat, data.test_x, data.test_y)
+        ranges = json.dumps(qat.ranges)
+    finally:
+        qat.close()
+    state = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    metadata = {"ranges": ranges, "profile": npu.info.profile, "profile_hash": npu.info.profile_hash}
+    save_file(state, out / WEIGHTS_FILE, metadata)
+    digest = hashlib.sha256(b"".join(state[name].numpy().tobytes() for name in sorted(state)))
+    return Outcome(fp32_accuracy, before, after, out / WEIGHTS_FILE, digest.hexdigest())
