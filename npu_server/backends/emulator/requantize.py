@@ -1,0 +1,70 @@
+"""Exact sums -> INT8 codes: one pass over memory on a CPU (numba), plain torch on a GPU."""
+
+import numba
+import numpy as np
+import torch
+
+from npu_server.backends.emulator.packing import Requantizer
+
+
+def requantize(sums: torch.Tensor, r: Requantizer) -> torch.Tensor:
+    """Adds the bias, keeps what the register holds, multiplies, rounds, clamps.
+
+    Args:
+        sums: integer-valued float32 or float64, contiguous, shape (rows, channels).
+        r: one entry a channel.
+
+    Returns:
+        int8, shape (rows, channels), in memory of its own.
+    """
+    return _requantize_numba(sums, r) if sums.device.type == "cpu" else requantize_torch(sums, r)
+
+
+def requantize_torch(sums: torch.Tensor, r: Requantizer) -> torch.Tensor:
+    """The same in torch, on any device."""
+    limit = 1 << (r.accumulator_bits - 1)
+    v = sums.to(torch.int64) + r.bias
+    v = ((v + limit) & (2 * limit - 1)) - limit if r.wraps else v.clamp(-limit, limit - 1)
+    if r.fixed_point:
+        v = (v * r.mantissa + torch.where(v >= 0, r.nudge_positive, r.nudge_negative)) >> r.shift
+    else:
+        v = torch.round(v.to(torch.float32) * r.factor).to(torch.int64)
+    return (v + r.zero_point).clamp(r.low, r.high).to(torch.int8)
+
+
+def _requantize_numba(sums: torch.Tensor, r: Requantizer) -> torch.Tensor:
+    out = torch.empty(sums.shape, dtype=torch.int8)
+    limit = 1 << (r.accumulator_bits - 1)
+    tail = (limit, r.wraps, r.zero_point, r.low, r.high, out.numpy())
+    if r.fixed_point:
+        fixed = (r.mantissa.numpy(), r.shift.numpy(), r.nudge_positive.numpy(), r.nudge_negative.numpy())
+        _fixed_point(sums.numpy(), r.bias.numpy(), *fixed, *tail)
+    else:
+        _float32(sums.numpy(), r.bias.numpy(), r.factor.numpy(), *tail)
+    return out
+
+
+@numba.njit(inline="always")
+def _register(v, limit, wraps):  # type: ignore[no-untyped-def]
+    return ((v + limit) & (2 * limit - 1)) - limit if wraps else min(max(v, -limit), limit - 1)
+
+
+@numba.njit(nogil=True, cache=True)
+def _fixed_point(  # type: ignore[no-untyped-def]
+    sums, bias, mantissa, shift, nudge_positive, nudge_negative, limit, wraps, zero_point, low, high, out
+):
+    for row in range(sums.shape[0]):
+        for c in range(sums.shape[1]):
+            v = _register(np.int64(sums[row, c]) + bias[c], limit, wraps)
+            nudge = nudge_positive[c] if v >= 0 else nudge_negative[c]
+            v = ((v * mantissa[c] + nudge) >> shift[c]) + zero_point
+            out[row, c] = min(max(v, low), high)
+
+
+@numba.njit(nogil=True, cache=True)
+def _float32(sums, bias, factor, limit, wraps, zero_point, low, high, out):  # type: ignore[no-untyped-def]
+    for row in range(sums.shape[0]):
+        for c in range(sums.shape[1]):
+            v = _register(np.int64(sums[row, c]) + bias[c], limit, wraps)
+            v = np.int64(np.rint(np.float32(v) * factor[c])) + zero_point
+            out[row, c] = min(max(v, low), high)

@@ -1,0 +1,190 @@
+"""The reference backend: the arithmetic of a profile, written to be read. It is the specification."""
+
+import numpy as np
+
+from npu_server.backends.base import BackendOptions, Capabilities, Fingerprint, Health, Program, Ranges
+from npu_server.compile.graph import (
+    Add,
+    AveragePool,
+    Clamp,
+    Concat,
+    Conv,
+    Gemm,
+    Lut,
+    MaxPool,
+    Mean,
+    Mul,
+    Pad,
+    Reshape,
+)
+from npu_server.compile.importer import OPERATORS
+from npu_server.compile.lowering import Layer
+from npu_server.compile.program import compile_program
+from npu_server.compile.sliding import positions, window_counts
+from npu_server.compile.weights import Prepared
+from npu_server.numerics import elementwise
+from npu_server.numerics.profile import Profile, load_profile
+from npu_server.numerics.requantize import accumulate, requantize
+from npu_server.numerics.scales import Int64Array
+from npu_wire.errors import InvalidInput
+from npu_wire.layer_map import INT8_MIN, Int8Array, MemoryLayout
+
+MAX_BATCH = 256
+
+
+class ReferenceBackend:
+    """An NPU in NumPy int64."""
+
+    def __init__(self, options: BackendOptions) -> None:
+        """Loads the profile.
+
+        Args:
+            options: profile, and nothing else: it computes on the CPU.
+
+        Raises:
+            InvalidInput: an unknown profile, device or option.
+        """
+        if options.device != "cpu":
+            raise InvalidInput(
+                f"backend reference computes on the CPU, not on {options.device!r}; use --backend emulator"
+            )
+        if options.extra:
+            raise InvalidInput(f"backend reference has no options; got {', '.join(options.extra)}")
+        self._profile = load_profile(options.profile)
+
+    def describe(self) -> Capabilities:
+        """What it is and can do."""
+        profile = self._profile
+        fingerprint = Fingerprint(
+            "reference", "npu-in-the-loop", profile.name, "1", profile.name, profile.hash
+        )
+        return Capabilities(fingerprint, OPERATORS, MAX_BATCH)
+
+    def open(self) -> None:
+        """Nothing to take hold of."""
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def probe(self) -> Health:
+        """Always well."""
+        return Health(True)
+
+    def compile(self, model: bytes, ranges: Ranges) -> Program:
+        """Compiles a float ONNX model; see `npu_server.backends.base.Backend.compile`."""
+        return compile_program(model, ranges, self._profile, ReferenceKernels(self._profile), MAX_BATCH)
+
+
+class ReferenceKernels:
+    """One method a layer; tensors are int8 (N, C, H, W) or (N, ...), sums are int64."""
+
+    image_layout = MemoryLayout.CONTIGUOUS
+
+    def __init__(self, profile: Profile) -> None:
+        """Takes the arithmetic.
+
+        Args:
+            profile: the arithmetic.
+        """
+        self._profile = profile
+
+    def pack(self, layer: Layer, prepared: Prepared) -> Prepared:
+        """Nothing to pack."""
+        return prepared
+
+    def load(self, batch: Int8Array) -> Int8Array:
+        """Nothing to convert."""
+        return batch
+
+    def export(self, layer: Layer, tensor: Int8Array) -> Int8Array:
+        """The tensor itself."""
+        return tensor
+
+    def execute(self, layer: Layer, packed: Prepared, inputs: list[Int8Array]) -> Int8Array:
+        """Computes one layer."""
+        return np.ascontiguousarray(self._execute(layer, packed, inputs)).reshape(
+            len(inputs[0]), *layer.shape
+        )
+
+    def _execute(self, layer: Layer, prepared: Prepared, inputs: list[Int8Array]) -> Int8Array:
+        kernel, x, out, profile = layer.kernel, inputs[0], layer.output, self._profile
+        match kernel:
+            case Conv():
+                image = x.reshape(*x.shape, 1, 1) if x.ndim == 2 else x
+                return self._finish(
+                    _convolve(_centred(layer, image), prepared, kernel), layer, prepared, axis=1
+                )
+            case Gemm():
+                assert prepared.weights is not None
+                return self._finish(
+                    _centred(layer, x) @ prepared.weights.codes.astype(np.int64).T,
+                    layer,
+                    prepared,
+                    axis=x.ndim - 1,
+                )
+            case Add() | Mul():
+                operator = elementwise.add if isinstance(kernel, Add) else elementwise.mul
+                return operator(x, layer.sources[0], inputs[1], layer.sources[1], layer.scale, out, profile)
+            case Lut() | Clamp():
+                return prepared.tables[0][x.astype(np.int64) + 128]
+            case Concat():
+                parts = [t[v.astype(np.int64) + 128] for t, v in zip(prepared.tables, inputs, strict=True)]
+                joined: Int8Array = np.concatenate(parts, axis=kernel.axis)
+                return joined
+            case MaxPool():
+                return np.stack(list(positions(x, kernel.window, INT8_MIN))).max(axis=0)
+            case AveragePool():
+                total = np.sum(list(positions(_centred(layer, x), kernel.window, 0)), axis=0)
+                return elementwise.average(
+                    total,
+                    window_counts(kernel, x.shape[2:]),
+                    layer.sources[0],
+                    layer.scale,
+                    out,
+                    profile.average_pool,
+                    profile,
+                )
+            case Mean():
+                total, count = _centred(layer, x).sum(axis=(2, 3)), np.array(x.shape[2] * x.shape[3])
+                return elementwise.average(
+                    total, count, layer.sources[0], layer.scale, out, profile.mean, profile
+                )
+            case Pad():
+                top, left, bottom, right = kernel.pads
+                return np.pad(
+                    x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=out.zero_point
+                )
+            case Reshape():
+                return x.copy()
+        raise AssertionError(f"no kernel for {kernel}")
+
+    def _finish(self, total: Int64Array, layer: Layer, prepared: Prepared, axis: int) -> Int8Array:
+        """Bias, accumulator, requantization; `axis` holds the output channels."""
+        assert prepared.weights is not None
+        assert prepared.multiplier is not None
+        channels_last = np.moveaxis(total, axis, -1) + prepared.weights.bias
+        codes = requantize(
+            accumulate(channels_last, self._profile.accumulator), prepared.multiplier, layer.output
+        )
+        return np.moveaxis(codes, -1, axis)
+
+
+def _centred(layer: Layer, x: Int8Array) -> Int64Array:
+    """Codes minus zero point, so that 0 stands for real 0 and padding is 0."""
+    return x.astype(np.int64) - layer.sources[0].zero_point
+
+
+def _convolve(x: Int64Array, prepared: Prepared, kernel: Conv) -> Int64Array:
+    """Sum over the window and the input channels of each group, (N, out, height, width)."""
+    assert prepared.weights is not None
+    codes = prepared.weights.codes.astype(np.int64)
+    out, per_group, height, width = codes.shape
+    grouped = codes.reshape(kernel.groups, out // kernel.groups, per_group, height * width)
+    total: Int64Array = np.zeros(1, np.int64)
+    for k, covered in enumerate(positions(x, kernel.window, 0)):
+        n, _, rows, columns = covered.shape
+        part = np.einsum(
+            "ngchw,goc->ngohw", covered.reshape(n, kernel.groups, per_group, rows, columns), grouped[..., k]
+        ).reshape(n, out, rows, columns)
+        total = total + part
+    return total

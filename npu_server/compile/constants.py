@@ -1,0 +1,258 @@
+"""Values of the ONNX graph that depend on weights and shapes only, and on which weights they depend."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import NodeProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from npu_wire.errors import InvalidModel, UnsupportedModel
+
+Array = npt.NDArray[Any]
+
+MAX_ELEMENTS = 1 << 26
+"""Largest constant, in elements; a small model must not unfold into gigabytes."""
+
+PROBE_BATCHES = (2, 3)
+"""Constants that come from a batch size are evaluated at two of them; what differs depends on the batch."""
+
+_ELEMENTWISE = frozenset(
+    [
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Neg",
+        "Abs",
+        "Sqrt",
+        "Reciprocal",
+        "Pow",
+        "Exp",
+        "Log",
+        "Floor",
+        "Ceil",
+        "Min",
+        "Max",
+        "Equal",
+        "Less",
+        "Greater",
+        "Where",
+        "Not",
+        "And",
+        "Or",
+    ]
+)
+_FOLDABLE = _ELEMENTWISE | frozenset(
+    [
+        "Constant",
+        "ConstantOfShape",
+        "Shape",
+        "Size",
+        "Squeeze",
+        "Unsqueeze",
+        "Reshape",
+        "Flatten",
+        "Concat",
+        "Expand",
+        "Cast",
+        "CastLike",
+        "Identity",
+        "Transpose",
+        "Gather",
+        "Slice",
+        "Range",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A value that is known without running the network.
+
+    Attributes:
+        values: the array at each of the two `PROBE_BATCHES` (the same object where it does not depend on the
+            batch).
+        parameters: names of the float initializers that decide about it.
+        node: the node that computes it; None for an initializer.
+    """
+
+    values: tuple[Array, Array]
+    parameters: frozenset[str] = frozenset()
+    node: NodeProto | None = None
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """True when it changes with the size of the batch."""
+        return self.values[0] is not self.values[1]
+
+
+class Constants:
+    """The constants of one graph with one set of weights."""
+
+    def __init__(self, initializers: Mapping[str, Array], opset: int) -> None:
+        """Begins with the initializers.
+
+        Args:
+            initializers: name -> array.
+            opset: version of the ONNX operators.
+        """
+        self._opset = opset
+        self._known = {
+            name: Constant((array, array), frozenset([name]) if array.dtype == np.float32 else frozenset())
+            for name, array in initializers.items()
+        }
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._known
+
+    def __getitem__(self, name: str) -> Constant:
+        return self._known[name]
+
+    def array(self, name: str) -> Array:
+        """The value at the first probe batch; for constants that do not depend on the batch: the value."""
+        return self._known[name].values[0]
+
+    def fold(self, node: NodeProto, shape_of: Callable[[str], tuple[int, ...] | None]) -> bool:
+        """Evaluates a node if it depends on no activation's numbers.
+
+        Args:
+            node: any node.
+            shape_of: shape without batch of an activation; None for a name that is none.
+
+        Returns:
+            True when the node's outputs are constants now.
+
+        Raises:
+            UnsupportedModel: a constant would have more than `MAX_ELEMENTS` elements.
+            InvalidModel: the node cannot be evaluated.
+        """
+        inputs = [name for name in node.input if name]
+        if node.op_type in ("Shape", "Size") and inputs[0] not in self._known:
+            shape = shape_of(inputs[0])
+            if shape is None:
+                return False
+            # Only shapes count here: a broadcast view stands for the activation without taking its memory.
+            a, b = (np.broadcast_to(np.float32(0), (batch, *shape)) for batch in PROBE_BATCHES)
+            self._known[node.output[0]] = Constant(
+                (self._run(node, [a]), self._run(node, [b])), frozenset(), node
+            )
+            return True
+        if node.op_type == "CastLike" and inputs[0] in self._known and inputs[1] not in self._known:
+            if shape_of(inputs[1]) is None:
+                return False
+            source = self._known[inputs[0]]
+            values = _each(source.values, lambda v: v.astype(np.float32))
+            self._known[node.output[0]] = Constant(values, source.parameters, node)
+            return True
+        if node.op_type not in _FOLDABLE or not all(name in self._known for name in inputs):
+            return False
+        self._known[node.output[0]] = self._evaluate(node)
+        return True
+
+    def replace(self, tensors: Mapping[str, Array]) -> "Constants":
+        """The same constants with other values of some float initializers; this object stays as it is."""
+        fresh = Constants({}, self._opset)
+        fresh._known = dict(self._known)
+        for name, array in tensors.items():
+            fresh._known[name] = Constant((array, array), frozenset([name]))
+        for name, constant in self._known.items():  # in the order of evaluation
+            if constant.node is None or constant.parameters.isdisjoint(tensors):
+                continue
+            if constant.node.op_type == "CastLike":
+                fresh._known[name] = Constant(
+                    _each(fresh[constant.node.input[0]].values, lambda v: v.astype(np.float32)),
+                    constant.parameters,
+                    constant.node,
+                )
+            else:
+                fresh._known[name] = fresh._evaluate(constant.node)
+        return fresh
+
+    def _evaluate(self, node: NodeProto) -> Constant:
+        sources = [self._known[name] for name in node.input if name]
+        first = self._run(node, [s.values[0] for s in sources])
+        varies = any(s.depends_on_batch for s in sources) and node.op_type != "CastLike"
+        second = self._run(node, [s.values[1] for s in sources]) if varies else first
+        decides = [] if node.op_type in ("Shape", "Size") else sources
+        decides = decides[:1] if node.op_type == "CastLike" else decides
+        return Constant((first, second), frozenset().union(*(s.parameters for s in decides)), node)
+
+    def _run(self, node: NodeProto, arrays: list[Array]) -> Array:
+        _check_size(node, arrays)
+        names = [name for name in node.input if name]
+        try:
+            evaluator = ReferenceEvaluator(_single_node_model(node, names, arrays, self._opset))
+            result: Any = evaluator.run(None, dict(zip(names, arrays, strict=True)))
+        except Exception as error:  # the reference evaluator raises whatever NumPy raises
+            raise InvalidModel(f"node {node.name!r} ({node.op_type}) cannot be evaluated: {error}") from error
+        return np.asarray(result[0])
+
+
+def _each(values: tuple[Array, Array], function: Callable[[Array], Array]) -> tuple[Array, Array]:
+    first = function(values[0])
+    return (first, first if values[0] is values[1] else function(values[1]))
+
+
+def _single_node_model(node: NodeProto, names: list[str], arrays: list[Array], opset: int) -> onnx.ModelProto:
+    inputs = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in dict(zip(names, arrays, strict=True)).items()
+    ]
+    outputs = [helper.make_empty_tensor_value_info(node.output[0])]
+    graph = helper.make_graph([node], "constant", inputs, outputs)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+
+
+def _check_size(node: NodeProto, arrays: list[Array]) -> None:
+    """Refuses a node whose result would be huge, before it is computed."""
+    attributes = {a.name: a for a in node.attribute}
+    size = 0
+    try:
+        if node.op_type in _ELEMENTWISE:
+            size = math.prod(np.broadcast_shapes(*(a.shape for a in arrays)))
+        elif node.op_type == "Expand":
+            size = math.prod(np.broadcast_shapes(arrays[0].shape, tuple(int(n) for n in arrays[1])))
+        elif node.op_type == "ConstantOfShape":
+            size = math.prod(int(n) for n in arrays[0])
+        elif node.op_type == "Range":
+            start, limit, delta = (float(a.reshape(-1)[0]) for a in arrays)
+            size = int(abs((limit - start) / delta)) if delta else MAX_ELEMENTS + 1
+        elif node.op_type == "Gather":
+            axis = attributes["axis"].i if "axis" in attributes else 0
+            size = arrays[1].size * (arrays[0].size // max(1, arrays[0].shape[axis]))
+        elif node.op_type == "Concat":
+            size = sum(a.size for a in arrays)
+        elif node.op_type == "Constant":
+            size = _constant_size(node)
+    except (ValueError, IndexError, OverflowError) as error:
+        raise InvalidModel(f"node {node.name!r} ({node.op_type}) has impossible shapes: {error}") from error
+    if size > MAX_ELEMENTS:
+        raise UnsupportedModel(
+            f"node {node.name!r} ({node.op_type}): constant of {size} elements; {MAX_ELEMENTS} at most"
+        )
+
+
+def _constant_size(node: NodeProto) -> int:
+    return max((math.prod(a.t.dims) for a in node.attribute if a.HasField("t")), default=0)
+
+
+def initializer_arrays(model: onnx.ModelProto) -> dict[str, Array]:
+    """Arrays of all initializers.
+
+    Raises:
+        InvalidModel: dimensions and bytes of a tensor do not agree, or it is too large.
+    """
+    arrays = {}
+    for tensor in model.graph.initializer:
+        if any(n < 0 for n in tensor.dims) or math.prod(tensor.dims) > MAX_ELEMENTS:
+            raise InvalidModel(f"initializer {tensor.name!r} has impossible dimensions {list(tensor.dims)}")
+        try:
+            arrays[tensor.name] = numpy_helper.to_array(tensor)
+        except Exception as error:  # to_array raises whatever NumPy raises
+            raise InvalidModel(f"initializer {tensor.name!r} cannot be read: {error}") from error
+    return arrays

@@ -1,0 +1,177 @@
+"""Operations + ranges -> layers: tensors get scale and zero point, layers their line in the layer map."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from npu_server.compile.constants import Constants
+from npu_server.compile.graph import (
+    Affine,
+    AveragePool,
+    Clamp,
+    Concat,
+    Conv,
+    Function,
+    Gemm,
+    Graph,
+    Kernel,
+    Lut,
+    MaxPool,
+    Mean,
+    Operation,
+    Pad,
+    Reshape,
+    Shape,
+)
+from npu_server.numerics.profile import Profile
+from npu_server.numerics.requantize import Output
+from npu_server.numerics.scales import Quantization, activation_quantization, code_of
+from npu_wire.errors import NotCalibrated
+from npu_wire.layer_map import INT8_MAX, INT8_MIN, LayerMap, LayerSpec, MemoryLayout, TensorSpec
+
+_KNOWN_RANGES = {"Sigmoid": (0.0, 1.0), "HardSigmoid": (0.0, 1.0)}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer, ready but for its weights.
+
+    Attributes:
+        spec: its line in the layer map.
+        kernel: what it does.
+        inputs: positions of the layers that it reads; -1 is the program's input.
+        sources: quantization of its inputs.
+        scale: of its output.
+        output: zero point and clamp of its output.
+        shape: of its output, without the batch.
+    """
+
+    spec: LayerSpec
+    kernel: Kernel
+    inputs: tuple[int, ...]
+    sources: tuple[Quantization, ...]
+    scale: float
+    output: Output
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The network as layers, with the layer map that the client gets."""
+
+    layer_map: LayerMap
+    layers: tuple[Layer, ...]
+
+
+def lower(
+    graph: Graph,
+    constants: Constants,
+    ranges: Mapping[str, tuple[float, float]],
+    profile: Profile,
+    image_layout: MemoryLayout,
+) -> Plan:
+    """Assigns scales and zero points.
+
+    Args:
+        graph: what `fuse` returned.
+        constants: to tell from which initializers weights derive.
+        ranges: value name -> (min, max).
+        profile: the arithmetic.
+        image_layout: order in which the backend yields rank 4 tensors.
+
+    Raises:
+        NotCalibrated: a range is missing.
+        InvalidInput: a range that is not finite or of zero width.
+    """
+    names = {graph.input: -1}
+    quantizations = {graph.input: _from_range(graph.input, ranges, profile)}
+    layers: list[Layer] = []
+    for operation in graph.operations:
+        sources = tuple(quantizations[name] for name in operation.inputs)
+        quantization = _output_quantization(operation, sources, ranges, profile)
+        layer = _layer(
+            operation,
+            sources,
+            quantization,
+            constants,
+            image_layout,
+            tuple(names[n] for n in operation.inputs),
+        )
+        names[operation.output] = len(layers)
+        quantizations[operation.output] = quantization
+        layers.append(layer)
+    entry = _tensor_spec(graph.input, graph.input_shape, quantizations[graph.input], MemoryLayout.CONTIGUOUS)
+    return Plan(LayerMap(entry, tuple(layer.spec for layer in layers)), tuple(layers))
+
+
+def _from_range(name: str, ranges: Mapping[str, tuple[float, float]], profile: Profile) -> Quantization:
+    if name not in ranges:
+        raise NotCalibrated(f"no range for activation {name!r}; calibrate the model before it is compiled")
+    return activation_quantization(name, *ranges[name], profile)
+
+
+def _output_quantization(
+    operation: Operation,
+    sources: tuple[Quantization, ...],
+    ranges: Mapping[str, tuple[float, float]],
+    profile: Profile,
+) -> Quantization:
+    kernel = operation.kernel
+    if isinstance(kernel, MaxPool | Reshape | Pad):
+        return sources[0]
+    if isinstance(kernel, AveragePool) and profile.average_pool.method == "input_scale":
+        return sources[0]
+    if isinstance(kernel, Mean) and profile.mean.method == "input_scale":
+        return sources[0]
+    if operation.output not in ranges and isinstance(kernel, Lut) and len(kernel.steps) == 1:
+        function = kernel.steps[0].kernel
+        if isinstance(function, Function) and function.name in _KNOWN_RANGES:
+            return activation_quantization(operation.output, *_KNOWN_RANGES[function.name], profile)
+    return _from_range(operation.output, ranges, profile)
+
+
+def _layer(
+    operation: Operation,
+    sources: tuple[Quantization, ...],
+    quantization: Quantization,
+    constants: Constants,
+    image_layout: MemoryLayout,
+    inputs: tuple[int, ...],
+) -> Layer:
+    kernel = operation.kernel
+    clamp = kernel if isinstance(kernel, Clamp) else operation.clamp or Clamp()
+    low = code_of(clamp.low, quantization) if math.isfinite(clamp.low) else INT8_MIN - 1
+    high = code_of(clamp.high, quantization) if math.isfinite(clamp.high) else INT8_MAX + 1
+    bounded_low, bounded_high = low >= INT8_MIN, high <= INT8_MAX
+    low, high = min(max(low, INT8_MIN), INT8_MAX), max(min(high, INT8_MAX), INT8_MIN)
+    names = _constants_of(kernel)
+    parameters = sorted({parameter for name in names for parameter in constants[name].parameters})
+    layout = image_layout if len(operation.shape) == 3 else MemoryLayout.CONTIGUOUS
+    spec = LayerSpec(
+        output=_tensor_spec(operation.output, operation.shape, quantization, layout),
+        op=type(kernel).__name__ if not isinstance(kernel, Clamp) else "Relu",
+        inputs=operation.inputs,
+        fused_nodes=operation.nodes,
+        parameters=tuple(parameters),
+        # A bound that is the activation's own is no loss: there the float network is flat as well.
+        saturation_low=INT8_MIN - 1 if bounded_low else INT8_MIN,
+        saturation_high=INT8_MAX + 1 if bounded_high else INT8_MAX,
+        moves_data_only=isinstance(kernel, MaxPool | Reshape | Pad)
+        or (isinstance(kernel, Concat) and all(source == quantization for source in sources)),
+    )
+    output = Output(quantization.zero_point, low, high)
+    return Layer(spec, kernel, inputs, sources, quantization.scale, output, operation.shape)
+
+
+def _constants_of(kernel: Kernel) -> tuple[str, ...]:
+    if isinstance(kernel, Conv | Gemm):
+        return kernel.weights.constants
+    if isinstance(kernel, Lut):
+        return tuple(
+            n for step in kernel.steps if isinstance(step.kernel, Affine) for n in step.kernel.values
+        )
+    return ()
+
+
+def _tensor_spec(name: str, shape: Shape, q: Quantization, layout: MemoryLayout) -> TensorSpec:
+    return TensorSpec(name, shape, q.scale, q.zero_point, layout)

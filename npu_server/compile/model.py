@@ -1,0 +1,53 @@
+"""Reads ONNX bytes that nobody has checked."""
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import ModelProto
+
+from npu_wire.errors import InvalidModel, UnsupportedModel
+
+MIN_OPSET = 13
+MAX_OPSET = 24
+MAX_NODES = 20_000
+
+
+def read_model(data: bytes) -> ModelProto:
+    """Parses and checks a model.
+
+    Raises:
+        InvalidModel: not ONNX, refused by the ONNX checker (cycles, unknown operators, wrong types), external
+            data.
+        UnsupportedModel: an opset outside 13..24, local functions, more nodes than any network has.
+    """
+    try:
+        model = onnx.load_from_string(data)
+    except (DecodeError, ValueError, TypeError) as error:
+        raise InvalidModel(f"the {len(data)} bytes are not an ONNX model: {error}") from error
+    _check_initializers(model)
+    if len(model.graph.node) > MAX_NODES:
+        raise UnsupportedModel(f"model has {len(model.graph.node)} nodes; this NPU takes {MAX_NODES} at most")
+    if model.functions:
+        raise UnsupportedModel("model has local functions; inline them (onnx.inliner.inline_local_functions)")
+    try:
+        onnx.checker.check_model(model)
+    except Exception as error:  # the checker raises a class of its own, and others on malformed messages
+        raise InvalidModel(f"ONNX checker refuses the model: {str(error).splitlines()[0]}") from error
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if not MIN_OPSET <= opset <= MAX_OPSET:
+        raise UnsupportedModel(
+            f"model uses opset {opset}; this NPU takes {MIN_OPSET} to {MAX_OPSET}; export it again"
+        )
+    return model
+
+
+def _check_initializers(model: ModelProto) -> None:
+    # Before the checker runs: with external data it would look for files on this machine.
+    tensors = list(model.graph.initializer)
+    tensors += [a.t for node in model.graph.node for a in node.attribute if a.HasField("t")]
+    for tensor in tensors:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+            raise InvalidModel(
+                f"tensor {tensor.name!r} is stored outside the model; save it without external data"
+            )
+    if model.graph.sparse_initializer:
+        raise InvalidModel("model has sparse initializers; store them dense")
