@@ -24,7 +24,7 @@ from npu_wire.layer_map import Int8Array, LayerSpec, TensorSpec
 from trainer_client.noise import LayerNoise
 
 MISMATCH_LIMIT_LSB = 3
-_BLOCK = 4096  # elements; a block of y, codes and noise stays in the first-level cache
+_BLOCK = 1024  # elements; what a block reads and writes stays in the first-level cache
 
 
 @dataclass(frozen=True)
@@ -224,6 +224,7 @@ def _inject_kernel(
 ) -> None:
     clamped_buffer = np.empty(_BLOCK, np.float32)
     noise_buffer = np.empty(_BLOCK, np.float32)
+    peak = np.zeros(1, np.int32)
     for start in range(0, y.size, _BLOCK):
         stop = min(start + _BLOCK, y.size)
         clamped, noise, codes = clamped_buffer[: stop - start], noise_buffer[: stop - start], q[start:stop]
@@ -233,10 +234,11 @@ def _inject_kernel(
         sums[0] += _energy(clamped)
         sums[1] += _energy(noise)
         sums[2] += _magnitude(noise)
-        sums[3] = max(sums[3], _peak(noise))
+        peak[0] = max(peak[0], _peak(noise))
         counts[0] += _count_mismatched(codes, noise, limit, low, high)
         counts[1] += _count_clipped(codes, low, high)
         counts[2] += _count_passed(mask[start:stop])
+    sums[3] = peak.view(np.float32)[0]
 
 
 # No fast-math in what yields values: every float32 operation rounds as in NumPy and torch.
@@ -320,9 +322,11 @@ def _magnitude(values: Any) -> Any:
     return total
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "nnan", "nsz"})
+@numba.njit(nogil=True, cache=True)
 def _peak(values: Any) -> Any:
-    peak = np.float32(0)
-    for i in range(values.size):
-        peak = max(peak, abs(values[i]))
-    return peak
+    # The bits of non-negative floats sort like integers, whose maximum vectorizes.
+    bits = values.view(np.int32)
+    peak = np.int32(0)
+    for i in range(bits.size):
+        peak = max(peak, bits[i] & np.int32(0x7FFFFFFF))
+    return np.int32(peak)

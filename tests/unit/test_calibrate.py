@@ -1,0 +1,89 @@
+"""Ranges are what torch's own hooks see."""
+
+import json
+import math
+
+import pytest
+import torch
+from small_nets import images, residual_net
+from torch import Tensor, nn
+
+from npu_wire.errors import InvalidInput, NonFiniteInput
+from trainer_client.calibrate import DEAD_RANGE, merge_ranges, observe
+from trainer_client.capture import Captured, capture
+
+
+@pytest.fixture(scope="module")
+def captured() -> Captured:
+    """A captured residual net."""
+    return capture(residual_net(), images(1))
+
+
+def test_ranges_are_those_that_forward_hooks_see(captured: Captured) -> None:
+    """Input, batch norm, ReLU6 and output over two batches, against hooks on the user's own modules."""
+    net = captured.model.eval()
+    batches = [images(4, seed=5), images(3, seed=6)]
+    seen: dict[str, list[Tensor]] = {"stem_norm": [], "stem_act": [], "head": []}
+    hooks = [
+        net.get_submodule(name).register_forward_hook(
+            lambda m, i, o, name=name: seen[name].append(o.detach())
+        )
+        for name in seen
+    ]
+    for batch in batches:
+        net(batch)
+    for hook in hooks:
+        hook.remove()
+    ranges = observe(captured, [(batch, "label") for batch in batches])
+    names = {"stem_norm": "getitem", "stem_act": "hardtanh", "head": "linear"}
+    for module, value in names.items():
+        low = min(float(t.min()) for t in seen[module])
+        high = max(float(t.max()) for t in seen[module])
+        assert ranges[value] == pytest.approx((low, high), rel=1e-5, abs=1e-6)
+    assert ranges["x"] == (min(float(b.min()) for b in batches), max(float(b.max()) for b in batches))
+
+
+def test_ranges_of_parts_merge_to_the_ranges_of_the_whole(captured: Captured) -> None:
+    """Two half calibrations, one of them through JSON, equal one whole calibration."""
+    a, b = images(4, seed=5), images(4, seed=6)
+    part = json.loads(json.dumps(observe(captured, b)))
+    merged = merge_ranges(observe(captured, a), {name: (low, high) for name, (low, high) in part.items()})
+    assert merged == observe(captured, [a, b])
+
+
+def test_dead_and_constant_activations_get_a_width() -> None:
+    """A ReLU that is always 0 is named in a warning and gets the documented range; constants extend to 0."""
+
+    class Flat(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(x * 0.0 - 1.0) + torch.relu(x * 0.0 + 3.0)
+
+    flat = capture(Flat(), torch.randn(2, 4))
+    with pytest.warns(UserWarning, match=r"0 for all calibration data: .*relu"):
+        ranges = observe(flat, torch.randn(8, 4))
+    assert ranges["relu"] == DEAD_RANGE
+    assert ranges["relu_1"] == (0.0, 3.0)
+    assert all(low < high for low, high in ranges.values())
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_non_finite_data_is_refused(captured: Captured, bad: float) -> None:
+    """The message says which batch, and that it is the input."""
+    broken = images(2)
+    broken[1, 0, 0, 0] = bad
+    with pytest.raises(NonFiniteInput, match="batch 1: the input"):
+        observe(captured, [images(2), broken])
+
+
+def test_data_of_another_kind_is_refused(captured: Captured) -> None:
+    """No batch at all, another shape, another dtype, not a tensor: each says what was expected."""
+    with pytest.raises(InvalidInput, match="no batch"):
+        observe(captured, [])
+    with pytest.raises(
+        InvalidInput, match=r"shape \(2, 1, 8, 8\), expected torch.float32 of shape \(batch, 3"
+    ):
+        observe(captured, images(2)[:, :1])
+    with pytest.raises(InvalidInput, match=r"torch.float64"):
+        observe(captured, images(2).double())
+    with pytest.raises(InvalidInput, match="is a str"):
+        observe(captured, ["x"])

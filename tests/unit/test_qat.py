@@ -1,0 +1,325 @@
+"""Training a model with an NPU in the loop, and evaluating it there."""
+
+import copy
+import io
+import math
+import pickle
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from in_process_npu import InProcessNpu, SegmentBackend
+from onnx import numpy_helper
+from small_nets import ResidualNet, images, residual_net
+from torch import Tensor, nn
+
+from npu_server.backends.base import BackendOptions
+from npu_wire.errors import InvalidInput, NonFiniteInput, NotCalibrated
+from npu_wire.layer_map import MemoryLayout
+from npu_wire.quantize import dequantize, quantize
+from trainer_client import qat as qat_module
+from trainer_client.qat import QatModule, prepare
+from trainer_client.trace import Trace, overlap
+
+LABELS = torch.arange(8) % 5
+
+
+def _npu(layout: MemoryLayout = MemoryLayout.CHANNELS_LAST) -> InProcessNpu:
+    return InProcessNpu(SegmentBackend(BackendOptions(), layout))
+
+
+def _prepared(npu: InProcessNpu, net: nn.Module | None = None) -> QatModule:
+    qat = prepare(residual_net() if net is None else net, images(1), npu)
+    return qat.calibrate([(images(16), None)])
+
+
+def _train(qat: QatModule, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
+    losses = []
+    for step in steps:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(qat(images(8, seed=step)), LABELS)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("layout", list(MemoryLayout))
+def test_zero_mismatch(layout: MemoryLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After training, each injected value is bit for bit the NPU's tensor of a second, independent session.
+
+    The second session is compiled from the weights as they are then, not pushed to: a missed push would show.
+    """
+    npu = _npu(layout)
+    net = residual_net()
+    qat = _prepared(npu, net)
+    _train(qat, torch.optim.Adam(net.parameters(), 1e-2), range(3))
+    injected: list[Tensor] = []
+    original = qat_module.inject
+
+    def recording(*args: object) -> object:
+        value, noise = original(*args)  # type: ignore[arg-type]
+        injected.append(value.detach().clone())
+        return value, noise
+
+    monkeypatch.setattr(qat_module, "inject", recording)
+    x = images(8, seed=77)
+    out = qat(x)
+
+    model = onnx.load_model_from_string(qat._captured.onnx)
+    state = net.state_dict()
+    for tensor in model.graph.initializer:
+        tensor.CopyFrom(numpy_helper.from_array(state[tensor.name].numpy(), tensor.name))
+    independent = npu._backend.compile(model.SerializeToString(), qat.ranges)
+    specs = [independent.layer_map.input, *(layer.output for layer in independent.layer_map.layers)]
+    codes = [quantize(x.numpy(), specs[0].scale, specs[0].zero_point)]
+    codes += [t.data for t in independent.forward(codes[0], range(len(specs) - 1))]
+    assert len(injected) == len(specs) == 6
+    for spec, q, value in zip(specs, codes, injected, strict=True):
+        np.testing.assert_array_equal(value.numpy(), dequantize(q, spec.scale, spec.zero_point), spec.name)
+    assert torch.equal(out.detach(), injected[-1])
+    assert qat.noise.fresh == 5
+    assert qat.noise.without_noise == 0
+
+
+def test_training_lowers_the_loss_and_reaches_every_parameter() -> None:
+    """Overfitting one batch works; every parameter of the user's model has a finite, non-zero gradient."""
+    net = residual_net()
+    qat = _prepared(_npu(), net)
+    assert {id(p) for p in qat.parameters()} == {id(p) for p in net.parameters()}
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(qat(images(8)), LABELS)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_gradients_are_those_of_the_step_written_by_hand() -> None:
+    """Every gradient equals that of the same step in plain torch: the user's modules, and a masked detour."""
+    npu = _npu()
+    net = residual_net()
+    qat = _prepared(npu, net)
+    x = images(8, seed=4)
+    net.zero_grad()
+    nn.functional.cross_entropy(qat(x), LABELS).backward()
+    actual = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+
+    session = npu.sessions[-1]
+    layers = session.layer_map.layers
+    batch = session.batches[-1][0]
+    codes = {layers[t.layer].name: t.data for t in session.program.forward(batch, range(len(layers)))}
+    specs = {layer.name: layer for layer in layers}
+
+    def on_npu(name: str, y: Tensor) -> Tensor:
+        spec = specs[name]
+        q = torch.from_numpy(codes[name].copy()).int()
+        real = (q - spec.output.zero_point) * torch.tensor(spec.output.scale)
+        free = (y - real).abs() <= 3 * spec.output.scale
+        free &= (q > spec.saturation_low) & (q < spec.saturation_high)
+        return real + torch.where(free, y - y.detach(), 0.0)
+
+    net.eval().zero_grad()
+    h = torch.from_numpy(dequantize(batch, session.layer_map.input.scale, session.layer_map.input.zero_point))
+    h = on_npu("hardtanh", net.stem_act(net.stem_norm(net.stem(h))))
+    h = on_npu("add_30", h + on_npu("relu", torch.relu(net.body_norm(net.body(h)))))
+    out = on_npu("linear", net.head(on_npu("mean", h.mean((2, 3)))))
+    nn.functional.cross_entropy(out, LABELS).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(actual[name], parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_evaluation_returns_the_npus_own_output_in_parts() -> None:
+    """37 images through an NPU that takes 16: three batches without taps, equal to training mode's value."""
+    npu = _npu()
+    qat = _prepared(npu)
+    x = images(37)
+    expected = torch.cat([qat(part).detach() for part in x.split(16)])
+    qat.eval()
+    out = qat(x)
+    assert torch.equal(out, expected)
+    assert not out.requires_grad
+    assert [(len(batch), taps) for batch, taps in npu.sessions[-1].batches[-3:]] == [
+        (16, ()),
+        (16, ()),
+        (5, ()),
+    ]
+
+
+def test_only_what_changed_is_pushed() -> None:
+    """Nothing at first (the model was compiled with it), then what was changed, in whatever way."""
+    npu = _npu()
+    net = residual_net()
+    qat = _prepared(npu, net)
+    session = npu.sessions[-1]
+
+    def pushed() -> list[list[str]]:
+        qat(images(2))
+        names = [sorted(tensors) for tensors in session.pushes]
+        session.pushes.clear()
+        return names
+
+    assert pushed() == []
+    with torch.no_grad():
+        net.head.bias.add_(1.0)
+    assert pushed() == [["head.bias"]]
+    assert pushed() == []
+    net.stem.weight.data = net.stem.weight.data * 2
+    assert pushed() == [["stem.weight"]]
+    net.stem.weight.data.mul_(0.5)  # leaves the version counter where it was
+    assert pushed() == [["stem.weight"]]
+    net.body_norm.running_var.mul_(2.0)
+    assert pushed() == [["body_norm.running_var"]]
+    net.load_state_dict(residual_net(seed=3).state_dict())
+    assert len(pushed()[0]) == 13
+    net.load_state_dict(residual_net(seed=4).state_dict(), assign=True)
+    assert len(pushed()[0]) == 13
+    net.head.requires_grad_(False)
+    optimizer = torch.optim.SGD([net.stem.weight, net.body.weight], 0.1)
+    _train(qat, optimizer, range(1))
+    session.pushes.clear()
+    assert pushed() == [["body.weight", "stem.weight"]]
+
+
+def test_pushed_tensors_are_snapshots() -> None:
+    """An optimizer step after the submit does not change what is on its way."""
+    npu = _npu()
+    net = residual_net()
+    qat = _prepared(npu, net)
+    with torch.no_grad():
+        net.head.bias.fill_(1.0)
+    qat(images(2))
+    with torch.no_grad():
+        net.head.bias.fill_(2.0)
+    assert npu.sessions[-1].pushes[-1]["head.bias"].tolist() == [1.0] * 5
+
+
+def test_resume_is_exact() -> None:
+    """Six steps equal three steps, a checkpoint loaded into new objects (weights only), and three more."""
+    net = residual_net()
+    qat = _prepared(_npu(), net)
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    first = _train(qat, optimizer, range(3))
+    checkpoint = io.BytesIO()
+    torch.save({"qat": qat.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint)
+    expected = first + _train(qat, optimizer, range(3, 6))
+
+    other_net = residual_net(seed=9)
+    other = prepare(other_net, images(2), _npu())
+    other_optimizer = torch.optim.Adam(other_net.parameters(), 1e-2)
+    state = torch.load(io.BytesIO(checkpoint.getvalue()), weights_only=True)
+    other.load_state_dict(state["qat"])
+    other_optimizer.load_state_dict(state["optimizer"])
+    assert expected == first + _train(other, other_optimizer, range(3, 6))
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, other_net.state_dict()[name]), name
+
+
+def test_users_state_dict_keeps_its_names() -> None:
+    """`model.state_dict()` is untouched by preparation, and loads into a model that was never prepared."""
+    net = residual_net()
+    names = list(net.state_dict())
+    qat = _prepared(_npu(), net)
+    assert list(net.state_dict()) == names
+    ResidualNet().load_state_dict(qat.model.state_dict())
+
+
+def test_forward_before_calibrate_names_the_remedy() -> None:
+    """In both modes."""
+    qat = prepare(residual_net(), images(1), _npu())
+    for mode in (qat.train(), qat.eval()):
+        with pytest.raises(NotCalibrated, match=r"call qat.calibrate\(loader\)"):
+            mode(images(2))
+
+
+def test_batches_that_do_not_fit_are_refused() -> None:
+    """Shape, dtype, NaN and size: each with what was expected, and nothing is sent to the NPU."""
+    npu = _npu()
+    qat = _prepared(npu)
+    with pytest.raises(
+        InvalidInput, match=r"\(2, 3, 9, 9\), expected torch.float32 of shape \(batch, 3, 8, 8\)"
+    ):
+        qat(torch.zeros(2, 3, 9, 9))
+    with pytest.raises(InvalidInput, match="float64"):
+        qat(images(2).double())
+    with pytest.raises(InvalidInput, match="17 samples, more than the NPU takes"):
+        qat(images(17))
+    broken = images(2)
+    broken[0, 0, 0, 0] = math.nan
+    for mode in (qat.train(), qat.eval()):
+        with pytest.raises(NonFiniteInput, match="NaN"):
+            mode(broken)
+    assert npu.sessions[-1].batches == []
+
+
+def test_training_mode_without_gradient_and_with_input_gradient() -> None:
+    """Under `no_grad` the value is the same; an input that wants a gradient gets a finite one."""
+    qat = _prepared(_npu())
+    x = images(4)
+    with torch.no_grad():
+        silent = qat(x)
+    leaf = x.clone().requires_grad_()
+    out = qat(leaf)
+    out.sum().backward()
+    assert torch.equal(silent, out.detach())
+    assert torch.equal(leaf.detach(), x)
+    assert leaf.grad is not None
+    assert leaf.grad.isfinite().all()
+    assert leaf.grad.abs().max() > 0
+
+
+def test_noise_reports_add_up_and_start_anew() -> None:
+    """Two steps of 8 and 4 images: the total counts the elements of both, the last report its own."""
+    qat = _prepared(_npu())
+    qat(images(8))
+    qat(images(4))
+    assert qat.noise.layers["hardtanh"].elements == 4 * 8 * 8 * 8
+    assert qat.total_noise.layers["hardtanh"].elements == 12 * 8 * 8 * 8
+    assert qat.total_noise.steps == 2
+    assert 30 < qat.total_noise.layers["hardtanh"].sqnr_db < 60
+    qat.reset_noise()
+    assert qat.total_noise.steps == 0
+
+
+def test_trace_holds_both_passes(tmp_path: Path) -> None:
+    """Every layer of every training batch is there, and an in-process NPU that runs first hides nothing."""
+    with Trace(tmp_path / "trace.json") as trace:
+        qat = prepare(residual_net(), images(1), _npu(), trace=trace).calibrate(images(8))
+        qat(images(4))
+        qat(images(4))
+    seen = overlap(trace.document)
+    assert seen.fp32_layers == 10
+    assert seen.fp32_layers_beside_npu == 0
+    assert seen.npu_ms > 0
+
+
+def test_copies_are_refused() -> None:
+    """A session cannot be copied; the error says what to do."""
+    qat = _prepared(_npu())
+    for attempt in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="cannot be copied or pickled; save"):
+            attempt(qat)
+
+
+def test_close_releases_the_session_and_the_next_forward_opens_another() -> None:
+    """Closing is idempotent; the ranges and the trained weights are still there."""
+    npu = _npu()
+    net = residual_net()
+    qat = _prepared(npu, net)
+    _train(qat, torch.optim.SGD(net.parameters(), 0.1), range(1))
+    before = qat(images(4))
+    qat.close()
+    qat.close()
+    assert npu.sessions[0].closed
+    assert torch.equal(qat(images(4)), before)
+    assert len(npu.sessions) == 2
