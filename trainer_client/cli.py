@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; what is finished is kept, run the same command to go on", file=sys.stderr)
+        print("interrupted; what is finished is kept: run the same command to go on", file=sys.stderr)
         return _INTERRUPTED
 
 
@@ -82,7 +82,7 @@ def _run_comparison(settings: CompareSettings, command: str) -> int:
     # Imported here, and below: `--help` and wrong flags do not wait for torch.
     from trainer_client.compare import Plan, compare
     from trainer_client.report import write_report
-    from trainer_client.terminal import ProgressView, results_table
+    from trainer_client.terminal import ProgressView, print_results
     from trainer_client.trace import Trace
 
     console = Console()
@@ -94,8 +94,7 @@ def _run_comparison(settings: CompareSettings, command: str) -> int:
         trace = stack.enter_context(Trace(settings.trace)) if settings.trace else None
         results = compare(plan, data, npus, settings.out, view, command, trace)
     report = write_report(results, settings.out)
-    console.print(results_table(results))
-    console.print(f"report: {report}", soft_wrap=True)
+    print_results(console, results, report)
     return 0
 
 
@@ -124,9 +123,9 @@ def _train(arguments: Sequence[str]) -> int:
             *(settings.out, begin, trace),
         )
         profile = npu.info.profile
-    console.print(f"FP32                                   {outcome.fp32:6.2f} %")
-    console.print(f"on {profile}, before training in the loop  {outcome.before:6.2f} %")
-    console.print(f"on {profile}, after                        {outcome.after:6.2f} %")
+    console.print(f"{'FP32':<44} {outcome.fp32:6.2f} %")
+    console.print(f"{f'on {profile}, before training in the loop':<44} {outcome.before:6.2f} %")
+    console.print(f"{f'on {profile}, after':<44} {outcome.after:6.2f} %")
     console.print(f"weights: {outcome.weights} (sha256 {outcome.sha256[:16]})", soft_wrap=True)
     return 0
 
@@ -137,14 +136,13 @@ def _report(arguments: Sequence[str]) -> int:
         return 0 if arguments and arguments[0] in ("-h", "--help") else 2
     from trainer_client.report import write_report
     from trainer_client.results import load_results
-    from trainer_client.terminal import results_table
+    from trainer_client.terminal import print_results
 
     directory = Path(arguments[0])
     results = load_results(directory)
     report = write_report(results, directory)
     console = Console()
-    console.print(results_table(results))
-    console.print(f"report: {report}", soft_wrap=True)
+    print_results(console, results, report)
     return 0
 
 

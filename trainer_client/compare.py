@@ -145,12 +145,13 @@ class _Laboratory:
         if method == TORCHAO:
             learned = self._torchao(seed)
             self._captured.model.load_state_dict(learned.state)
-            observed = observe(self._captured, self._calibration)
-            ranges = self._with_learned_ranges(npu, learned, observed)
+            ranges = observe(self._captured, self._calibration)
+            learned_ranges = self._learned_ranges(npu, learned, ranges)
+            ranges |= learned_ranges
             cell = dataclasses.replace(
                 cell,
                 simulated_accuracy=learned.simulated_accuracy,
-                ranges_from_method=sum(ranges[name] != observed.get(name) for name in ranges),
+                ranges_from_method=len(learned_ranges),
             )
         else:
             self._captured.model.load_state_dict(self._fp32(seed))
@@ -175,13 +176,13 @@ class _Laboratory:
         model = build_model(self._plan.model, self._data.classes, self._data.channels)
         return capture(model, self._data.train_x[:2])
 
-    def _with_learned_ranges(
+    def _learned_ranges(
         self, npu: Npu, learned: TorchaoResult, observed: Mapping[str, Range]
     ) -> dict[str, Range]:
-        """Calibrated ranges of torchao's network, with torchao's own wherever it has learned one."""
+        """The ranges that torchao has learned, by NPU tensor; calibrated ones serve to get the layer map."""
         probe = QatModule(self._captured, npu, ranges=observed)
         try:
-            return {**observed, **join_ranges(learned, probe.layer_map)}
+            return join_ranges(learned, probe.layer_map)
         finally:
             probe.close()
 

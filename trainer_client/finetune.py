@@ -27,8 +27,8 @@ class Outcome:
         fp32: of the FP32 network, on the CPU.
         before: of the FP32 network's weights on the NPU.
         after: on the NPU, after training in the loop.
-        weights: safetensors file; its metadata holds ranges and profile hash.
-        sha256: of the weights' bytes, to compare runs.
+        weights: safetensors file; its metadata key "npu" holds profile, hash and ranges as JSON.
+        sha256: of that file: equal runs give equal files.
     """
 
     fp32: float
@@ -82,11 +82,12 @@ def train(
         on_step = begin(f"NPU in the loop, {npu.info.profile}", finetune.steps)
         fit(qat, data, finetune, seed, out / "npu.pt", on_step=on_step, belongs_to=owner)
         after = accuracy(qat, data.test_x, data.test_y)
-        ranges = json.dumps(qat.ranges)
+        ranges = {name: list(bounds) for name, bounds in qat.ranges.items()}
     finally:
         qat.close()
     state = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    metadata = {"ranges": ranges, "profile": npu.info.profile, "profile_hash": npu.info.profile_hash}
-    save_file(state, out / WEIGHTS_FILE, metadata)
-    digest = hashlib.sha256(b"".join(state[name].numpy().tobytes() for name in sorted(state)))
+    deployed = {"profile": npu.info.profile, "profile_hash": npu.info.profile_hash, "ranges": ranges}
+    # One key only: safetensors writes several in random order, and equal runs shall give equal files.
+    save_file(state, out / WEIGHTS_FILE, {"npu": json.dumps(deployed)})
+    digest = hashlib.sha256((out / WEIGHTS_FILE).read_bytes())
     return Outcome(fp32_accuracy, before, after, out / WEIGHTS_FILE, digest.hexdigest())

@@ -46,11 +46,17 @@ def verdict(results: Results, profile: str) -> str | None:
     if ours is None or torchao is None or ptq is None or fp32 is None:
         return None
     other, name = (torchao, METHODS[TORCHAO]) if torchao.mean >= ptq.mean else (ptq, METHODS[PTQ])
-    lead = ours.mean - other.mean
-    place = f"{abs(lead):.1f} points {'above' if lead >= 0 else 'below'} {name}"
-    distance = ours.mean - fp32.mean
-    to_fp32 = f"{abs(distance):.1f} {'above' if distance >= 0 else 'below'} FP32"
-    return f"NPU in the loop reaches {ours.mean:.1f} % on {profile}: {place}, {to_fp32}."
+    return (
+        f"NPU in the loop reaches {ours.mean:.1f} % on {profile}: "
+        f"{_distance(ours.mean - other.mean)} {name}, {_distance(ours.mean - fp32.mean)} FP32."
+    )
+
+
+def _distance(points: float) -> str:
+    """How far one accuracy is from another, to a tenth of a point."""
+    if abs(points) < 0.05:
+        return "level with"
+    return f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
 
 
 def _verdicts(results: Results) -> str:

@@ -1,5 +1,6 @@
 """What the commands show on the terminal: progress bars and the four-way table."""
 
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -53,15 +54,21 @@ class ProgressView:
         self._progress.stop()
 
 
+def print_results(console: Console, results: Results, report: Path) -> None:
+    """Prints the four-way table with what its numbers are, and where the report lies."""
+    setup, seeds = results.setup, len({cell.seed for cell in results.cells})
+    spread = f"mean ± std of {seeds} seeds" if seeds > 1 else "one seed"
+    console.print(
+        f"\n{setup['model']} on {setup['dataset']}: % of {setup['test_images']} test images, {spread}"
+    )
+    console.print(results_table(results))
+    console.print("INT8 rows were measured on the NPU; * best of them")
+    console.print(f"report: {report}", soft_wrap=True)
+
+
 def results_table(results: Results) -> Table:
     """The four-way table: a row a method, a column an NPU, the best quantized cell marked with a star."""
-    seeds = len({cell.seed for cell in results.cells})
-    setup = results.setup
-    table = Table(
-        title=f"{setup['model']}, {setup['dataset']}, {setup['test_images']} test images",
-        caption=f"test accuracy in %, {f'mean ± std of {seeds} seeds' if seeds > 1 else 'one seed'}; "
-        "INT8 measured on the NPU; * best",
-    )
+    table = Table()
     table.add_column("method")
     for npu in results.npus:
         table.add_column(f"on {npu.profile}", justify="right")
