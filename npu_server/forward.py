@@ -125,7 +125,7 @@ class ForwardStream:
         except NpuError as error:
             self.cancel(error)
         except Exception:
-            log.exception("session %s: the device failed", self._session.session_id)
+            log.exception("session %s: the device failed", self._session.short_id)
             self.cancel(
                 DeviceFault("the device failed while it worked on this session; the server's log says why")
             )
@@ -148,7 +148,7 @@ class ForwardStream:
         except NpuError as error:
             self.finish(error)
         except Exception:
-            log.exception("session %s: reading requests failed", self._session.session_id)
+            log.exception("session %s: reading requests failed", self._session.short_id)
             self.finish(DeviceFault("the server failed while it read this stream; its log says why"))
 
     def _attach(self) -> Intake:
@@ -188,7 +188,7 @@ class ForwardStream:
         begin = time.monotonic_ns()
         for tensor in self._session.program.forward(batch.data, batch.taps):
             if self._ended.is_set():
-                log.info("session %s: batch %d is cancelled", self._session.session_id, batch.batch_id)
+                log.info("session %s: batch %d is cancelled", self._session.short_id, batch.batch_id)
                 return
             self._check(batch, tensor)
             self._telemetry.layer(self._session.latency[tensor.layer], tensor.end_ns - tensor.start_ns)

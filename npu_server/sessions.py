@@ -72,6 +72,11 @@ class Session:
     stream: Stream | None = None
     latency: tuple[LayerLatency, ...] = field(default=())
 
+    @property
+    def short_id(self) -> str:
+        """For logs and pages: who knows the whole id may use the session."""
+        return self.session_id[:8]
+
 
 class SessionTable:
     """All sessions of one device.
@@ -144,7 +149,7 @@ class SessionTable:
         )
         with self._lock:
             self._sessions[session_id] = session
-        log.info("session %s opened: %d layers", session_id, len(layer_map.layers))
+        log.info("session %s opened: %d layers", session.short_id, len(layer_map.layers))
         return session
 
     def get(self, session_id: str) -> Session:
@@ -194,7 +199,7 @@ class SessionTable:
                 del self._sessions[session.session_id]
         for session in expired:
             log.warning(
-                "session %s: no sign of life for %g s; released", session.session_id, self._limits.lease_s
+                "session %s: no sign of life for %g s; released", session.short_id, self._limits.lease_s
             )
             self._dispose(session, None)
         return len(expired)
@@ -223,8 +228,7 @@ class SessionTable:
         now = self._clock()
         return tuple(
             SessionStatus(
-                # Who knows the whole id may use the session, so pages show the beginning only.
-                session_id=session.session_id[:8],
+                session_id=session.short_id,
                 attached=session.stream is not None,
                 weights_version=session.weights_version,
                 batches=session.batches,
@@ -244,7 +248,7 @@ class SessionTable:
         try:
             self._worker.submit(session.session_id, session.program.close)
         except ServerUnavailable:
-            log.warning("session %s: the device is closed, its program is dropped", session.session_id)
+            log.warning("session %s: the device is closed, its program is dropped", session.short_id)
 
     def _reap_until_stopped(self) -> None:
         while not self._stop.wait(max(0.05, min(self._limits.lease_s / 4, 5.0))):

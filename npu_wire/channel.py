@@ -47,7 +47,7 @@ def client_options() -> Options:
         *_COMMON,
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1_000),
-        ("grpc.max_reconnect_backoff_ms", 1_000),
+        ("grpc.max_reconnect_backoff_ms", 250),
         # Channels with equal options share connections; a connection of its own keeps clients independent.
         ("grpc.use_local_subchannel_pool", 1),
     )

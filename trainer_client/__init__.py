@@ -3,13 +3,18 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trainer_client.connection import connect
     from trainer_client.qat import prepare
 
-__all__ = ["prepare"]
+__all__ = ["connect", "prepare"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `prepare` on first use: it needs torch, the rest of the package does not (PEP 562)."""
+    """Imports on first use (PEP 562): `prepare` needs torch, `connect` gRPC, neither the other's."""
+    if name == "connect":
+        from trainer_client.connection import connect
+
+        return connect
     if name == "prepare":
         from trainer_client.qat import prepare
 

@@ -203,9 +203,9 @@ class RemoteSession:
         if self._error is None:
             return
         if self._reported and isinstance(self._error, ServerUnavailable):
-            failure, self._error = self._error, None
+            self._error = None
             self._reader.join()
-            self._start_reader(failure)
+            self._start_reader(ServerUnavailable("still gone when last tried"))
             return
         self._reported = True
         raise _again(self._error)

@@ -1,11 +1,14 @@
 """A real server on a unix socket, and a connection to it."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_backend import FakeBackend, Start
+from fake_backend import FakeBackend, Spawn, Start
 
 from npu_server.app import RunningServer, serve
 from npu_server.backends.base import BackendOptions
@@ -37,6 +40,38 @@ def start(tmp_path: Path, backend: FakeBackend) -> Iterator[Start]:
     backend.gate.set()
     for server in running:
         server.close()
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installs the fake backend for child processes, the way a vendor's package would."""
+    metadata = tmp_path / "site" / "fake_npu-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-npu\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[npu_server.backends]\nfake = fake_backend:FakeBackend\n")
+    paths = [str(metadata.parent), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+
+
+@pytest.fixture
+def spawn(plugin: None, tmp_path: Path) -> Iterator[Spawn]:
+    """Starts `npu-server serve` with the fake backend in a process of its own, and waits until it listens."""
+    children: list[subprocess.Popen[str]] = []
+
+    def spawn_server(*flags: str, listen: str = f"unix:{tmp_path}/child.sock") -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "npu_server", "serve", "--backend", "fake", "--listen", listen]
+        child = subprocess.Popen([*command, "--http", "off", *flags], stdout=subprocess.PIPE, text=True)
+        children.append(child)
+        assert child.stdout is not None
+        assert child.stdout.readline().startswith("listening on")
+        return child
+
+    yield spawn_server
+    for child in children:
+        child.kill()
+        child.wait()
+        assert child.stdout is not None
+        child.stdout.close()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A backend whose arithmetic can be done by hand: layer k adds k + 1 and the weight "bias" to every code."""
 
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -21,6 +22,9 @@ from npu_wire.layer_map import Float32Array, Int8Array, LayerMap, LayerSpec, Mem
 
 Start = Callable[..., RunningServer]
 """Type of the fixture `start`."""
+
+Spawn = Callable[..., "subprocess.Popen[str]"]
+"""Type of the fixture `spawn`."""
 
 LAYERS = 3
 MAX_BATCH = 64
@@ -102,7 +106,7 @@ class FakeProgram:
         if unknown:
             raise InvalidInput(f"no initializer is named '{min(unknown)}'")
         if "bias" in tensors:
-            self.bias = int(tensors["bias"])
+            self.bias = int(tensors["bias"].item())
 
     def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor]:
         self.backend.note("forward")
