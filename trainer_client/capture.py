@@ -84,7 +84,7 @@ def capture(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Ca
     # torch.export takes a batch of 1 for a constant, so the batch that it sees has two samples.
     example = torch.cat([example[:1], example[:1]])
     with _evaluation_mode(model), _quiet_exporter():
-        _require_single_output(model, example)
+        output_shape = _output_shape(model, example)
         try:
             exported = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
         except Exception as error:
@@ -98,7 +98,6 @@ def capture(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Ca
         assert program is not None
         assert program.exported_program is not None
         graph = program.exported_program.module(check_guards=False)
-        output_shape = tuple(int(d) for d in model(example).shape[1:])
     assert isinstance(graph, fx.GraphModule)
     proto = program.model_proto
     owned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -146,7 +145,8 @@ def _require_float32(model: nn.Module) -> None:
             )
 
 
-def _require_single_output(model: nn.Module, example: Tensor) -> None:
+def _output_shape(model: nn.Module, example: Tensor) -> tuple[int, ...]:
+    """Shape of the output without the batch dimension, for a model that returns one float32 tensor."""
     with torch.no_grad():
         output = model(example)
     if not isinstance(output, Tensor):
@@ -159,6 +159,7 @@ def _require_single_output(model: nn.Module, example: Tensor) -> None:
             f"the model returns {output.dtype} of shape {tuple(output.shape)} for a batch of "
             f"{example.shape[0]}; expected torch.float32 with the batch as its first dimension"
         )
+    return tuple(output.shape[1:])
 
 
 def _capture_failure(model: nn.Module, stage: str, error: Exception) -> str:

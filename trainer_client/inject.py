@@ -81,7 +81,7 @@ def inject(
     if y.dtype != torch.float32:
         y, overwrite = y.float(), False
     if y.device.type != "cpu":
-        return _inject_torch(y, torch.from_numpy(np.ascontiguousarray(q)).to(y.device), rule)
+        return _inject_torch(y, torch.from_numpy(q.copy(order="K")).to(y.device), rule)
     order = _memory_order(y)
     if order is None:
         y, order, overwrite = y.contiguous(), tuple(range(y.ndim)), False

@@ -144,7 +144,11 @@ class QatModule(nn.Module):
         """
         compiled = self._require_compiled()
         require_batch(self._captured, x, "the input")
-        return self._train_forward(compiled, x) if self.training else self._eval_forward(compiled, x)
+        try:
+            return self._train_forward(compiled, x) if self.training else self._eval_forward(compiled, x)
+        except BaseException:
+            compiled.forget_pushed()
+            raise
 
     def close(self) -> None:
         """Releases the session on the NPU; idempotent. The model and its weights stay."""
@@ -236,9 +240,11 @@ class _Compiled:
 
     def push(self) -> None:
         """Sends the weights that changed."""
-        changes = self._weights.take_changes()
-        if changes:
-            self.session.push_weights(changes)
+        self._weights.push_changes(self.session)
+
+    def forget_pushed(self) -> None:
+        """After an error: the next batch sends all weights."""
+        self._weights.forget()
 
     def quantize_input(self, x: Tensor) -> Any:
         """INT8 codes of a batch."""
@@ -270,9 +276,10 @@ class _Run:
         return self._captured.tensor(name)
 
     def inject_input(self, x: Tensor) -> Tensor:
-        """The input as the NPU sees it, in the NPU's memory order, which the FP32 layers then keep."""
+        """The input as the NPU sees it, in the memory order of its layers; the FP32 layers then keep it."""
         spec = self._layer_map.input
-        if x.ndim == 4 and spec.layout is MemoryLayout.CHANNELS_LAST:
+        layouts = {layer.output.layout for layer in self._layer_map.layers}
+        if x.ndim == 4 and MemoryLayout.CHANNELS_LAST in layouts:
             x = x.contiguous(memory_format=torch.channels_last)
         value, self.noise[spec.name] = inject(x, self._codes, rule_of_tensor(spec))
         self._mark_ns = time.monotonic_ns()

@@ -204,6 +204,23 @@ def test_pushed_tensors_are_snapshots() -> None:
     assert npu.sessions[-1].pushes[-1]["head.bias"].tolist() == [1.0] * 5
 
 
+def test_refused_push_is_sent_again() -> None:
+    """NaN in one weight refuses the whole update; once it is repaired, the other changes arrive too."""
+    npu = _npu()
+    net = residual_net()
+    qat = _prepared(npu, net).eval()
+    good = net.stem.weight.detach().clone()
+    with torch.no_grad():
+        net.head.bias.add_(1.0)
+        net.stem.weight[0, 0, 0, 0] = math.nan
+    with pytest.raises(NonFiniteInput):
+        qat(images(2))
+    with torch.no_grad():
+        net.stem.weight.copy_(good)
+    fresh = prepare(net, images(1), _npu(), ranges=qat.ranges).eval()
+    assert torch.equal(qat(images(2)), fresh(images(2)))
+
+
 def test_resume_is_exact() -> None:
     """Six steps equal three steps, a checkpoint loaded into new objects (weights only), and three more."""
     net = residual_net()
