@@ -20,7 +20,7 @@ from npu_server.compile.graph import (
 from npu_server.compile.importer import OPERATORS
 from npu_server.compile.lowering import Layer
 from npu_server.compile.program import compile_program
-from npu_server.compile.sliding import positions, window_counts
+from npu_server.compile.sliding import average_windows, positions
 from npu_server.compile.weights import Prepared
 from npu_server.numerics import elementwise
 from npu_server.numerics.profile import Profile, load_profile
@@ -132,18 +132,10 @@ class ReferenceKernels:
                 joined: Int8Array = np.concatenate(parts, axis=kernel.axis)
                 return joined
             case MaxPool():
-                return np.stack(list(positions(x, kernel.window, INT8_MIN))).max(axis=0)
+                largest: Int8Array = np.stack(list(positions(x, kernel.window, INT8_MIN))).max(axis=0)
+                return largest
             case AveragePool():
-                total = np.sum(list(positions(_centred(layer, x), kernel.window, 0)), axis=0)
-                return elementwise.average(
-                    total,
-                    window_counts(kernel, x.shape[2:]),
-                    layer.sources[0],
-                    layer.scale,
-                    out,
-                    profile.average_pool,
-                    profile,
-                )
+                return average_windows(layer, kernel, x, profile)
             case Mean():
                 total, count = _centred(layer, x).sum(axis=(2, 3)), np.array(x.shape[2] * x.shape[3])
                 return elementwise.average(

@@ -1,4 +1,4 @@
-"""Sliding windows on NumPy arrays."""
+"""Sliding windows on NumPy arrays, and the averages over them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,23 +7,15 @@ import numpy as np
 import numpy.typing as npt
 
 from npu_server.compile.graph import AveragePool, Window
-
-
-def window_counts(kernel: AveragePool, size: tuple[int, ...]) -> npt.NDArray[np.int64]:
-    """Elements that count in each window, shape (1, 1, height, width)."""
-    window = kernel.window
-    inside = np.ones((1, 1, *size), np.int64)
-    top, left, bottom, right = window.pads
-    if kernel.count_pads:
-        padded = np.pad(inside, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=1)
-        unpadded = Window(window.kernel, window.strides, (0, 0, 0, 0), window.dilations, window.overhang)
-        inside, window = padded, unpadded
-    counts: npt.NDArray[np.int64] = np.sum(list(positions(inside, window, 0)), axis=0)
-    return np.maximum(counts, 1)
+from npu_server.compile.lowering import Layer
+from npu_server.numerics.elementwise import average, average_float32
+from npu_server.numerics.profile import Profile
+from npu_server.numerics.scales import Int64Array
+from npu_wire.layer_map import Int8Array
 
 
 def positions(x: npt.NDArray[Any], window: Window, fill: int) -> Iterator[npt.NDArray[Any]]:
-    """For each position in the window the elements that it meets.
+    """For each position in the window, row by row, the elements that it meets.
 
     Args:
         x: shape (N, C, height, width).
@@ -37,12 +29,33 @@ def positions(x: npt.NDArray[Any], window: Window, fill: int) -> Iterator[npt.ND
     below, beside = window.overhang
     padded = np.pad(x, ((0, 0), (0, 0), (top, bottom + below), (left, right + beside)), constant_values=fill)
     height, width = window.output_size(x.shape[2], x.shape[3])
+    (down, across), (rows_apart, columns_apart) = window.strides, window.dilations
     for i in range(window.kernel[0]):
         for j in range(window.kernel[1]):
-            rows = slice(
-                i * window.dilations[0], i * window.dilations[0] + (height - 1) * window.strides[0] + 1
-            )
-            columns = slice(
-                j * window.dilations[1], j * window.dilations[1] + (width - 1) * window.strides[1] + 1
-            )
-            yield padded[:, :, rows, columns][:, :, :: window.strides[0], :: window.strides[1]]
+            rows = slice(i * rows_apart, i * rows_apart + (height - 1) * down + 1, down)
+            columns = slice(j * columns_apart, j * columns_apart + (width - 1) * across + 1, across)
+            yield padded[:, :, rows, columns]
+
+
+def window_counts(kernel: AveragePool, size: tuple[int, int]) -> Int64Array:
+    """Elements that count in each window, shape (1, 1, output height, output width)."""
+    inside, window = np.ones((1, 1, *size), np.int64), kernel.window
+    if kernel.count_pads:
+        # What hangs over the padding (ceil_mode) does not count even then.
+        top, left, bottom, right = window.pads
+        inside = np.ones((1, 1, size[0] + top + bottom, size[1] + left + right), np.int64)
+        window = Window(window.kernel, window.strides, (0, 0, 0, 0), window.dilations, window.overhang)
+    counts: Int64Array = np.sum(list(positions(inside, window, 0)), axis=0)
+    return np.maximum(counts, 1)
+
+
+def average_windows(layer: Layer, kernel: AveragePool, x: Int8Array, profile: Profile) -> Int8Array:
+    """An average pool on codes of shape (N, C, height, width)."""
+    source, count = layer.sources[0], window_counts(kernel, (x.shape[2], x.shape[3]))
+    if profile.average_pool.method == "float32_sum":
+        windows = positions(x, kernel.window, source.zero_point)
+        return average_float32(windows, count, source, layer.scale, layer.output)
+    total = np.zeros(1, np.int64)
+    for codes in positions(x.astype(np.int64) - source.zero_point, kernel.window, 0):
+        total = total + codes
+    return average(total, count, source, layer.scale, layer.output, profile.average_pool, profile)

@@ -1,6 +1,6 @@
 """Additions, products, concatenation operands, tables and averages of INT8 tensors, in NumPy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -149,6 +149,26 @@ def average(
         where = counts == n
         codes[where] = _mean_q31(total[where], int(n), source.scale, scale, out, profile)
     return codes
+
+
+def average_float32(
+    windows: Iterable[Int8Array], count: Int64Array, source: Quantization, scale: float, out: Output
+) -> Int8Array:
+    """Average as ONNX Runtime's QLinearAveragePool computes it: every step rounds to float32.
+
+    Args:
+        windows: for each position in the window, row by row, what it covers: codes, the zero point for
+            padding.
+        count: elements of each window, broadcasts.
+        source: of the input.
+        scale: of the output.
+        out: zero point and clamp of the output.
+    """
+    total = np.zeros(1, np.float32)
+    for codes in windows:
+        total = total + (codes.astype(np.float32) - np.float32(source.zero_point)) * np.float32(source.scale)
+    real = total / count.astype(np.float32) / np.float32(scale) + np.float32(out.zero_point)
+    return to_int8(np.rint(real).astype(np.int64) - out.zero_point, out)
 
 
 def _mean_q31(

@@ -115,8 +115,10 @@ class AverageRule:
     """An average over a window.
 
     Attributes:
-        method: "input_scale" (the output keeps the input's scale; sum of codes / count, rounded), or
-            "requantize" (the sum times input scale / (output scale * count) by `RequantizeRule`).
+        method: "input_scale" (the output keeps the input's scale; sum of codes / count, rounded),
+            "requantize" (the sum times input scale / (output scale * count) by `RequantizeRule`), or, for
+            average pools, "float32_sum" (dequantized, summed row by row in float32, divided, quantized half
+            to even with the zero point inside).
         rounding: of "input_scale": "half_away", "half_even" or "floor".
     """
 
@@ -188,7 +190,7 @@ _LEGAL: dict[str, tuple[Any, ...]] = {
     "add.left_shift": tuple(range(21)),
     "mul.zero_point": ("after_rounding", "before_rounding"),
     "concat.method": ("requantize", "table"),
-    "average_pool.method": ("input_scale", "requantize"),
+    "average_pool.method": ("input_scale", "requantize", "float32_sum"),
     "average_pool.rounding": ("half_away", "half_even", "floor"),
     "mean.method": ("input_scale", "requantize"),
     "mean.rounding": ("half_away", "half_even", "floor"),

@@ -22,7 +22,7 @@ from npu_server.compile.graph import (
     Window,
 )
 from npu_server.compile.lowering import Layer
-from npu_server.compile.sliding import window_counts
+from npu_server.compile.sliding import average_windows, window_counts
 from npu_server.compile.weights import Prepared
 from npu_server.numerics.elementwise import average
 from npu_server.numerics.profile import AverageRule, Profile
@@ -92,10 +92,7 @@ class EmulatorKernels:
             case MaxPool():
                 return _max_pool(x, kernel.window)
             case AveragePool():
-                counts = window_counts(kernel, (x.shape[1], x.shape[2])).transpose(0, 2, 3, 1)
-                return self._average(
-                    layer, _window_sums(layer, x, kernel.window), counts, self._profile.average_pool
-                )
+                return self._average_pool(layer, kernel, x)
             case Mean():
                 sums = (
                     x.sum(dim=(1, 2), dtype=torch.int64)
@@ -120,13 +117,21 @@ class EmulatorKernels:
         symmetric = (top, left) == (bottom, right)
         if not symmetric:
             centred = _pad(centred, window.pads, 0)
-        nchw = centred.permute(0, 3, 1, 2)
+        nchw = _image_first(centred)
         padding = (top, left) if symmetric else (0, 0)
         convolve = F.conv2d if x.device.type == "cpu" else _convolve_by_columns
         sums = convolve(nchw, packed.weight, None, window.strides, padding, window.dilations, kernel.groups)
         nhwc = sums.permute(0, 2, 3, 1).contiguous()
         codes = requantize(nhwc.reshape(-1, nhwc.shape[3]), packed.requantizer)
         return codes.reshape(x.shape if x.ndim == 2 else nhwc.shape)
+
+    def _average_pool(self, layer: Layer, kernel: AveragePool, x: torch.Tensor) -> torch.Tensor:
+        if self._profile.average_pool.method == "float32_sum":
+            # The order of float32 additions matters here: the specification itself computes it.
+            codes = average_windows(layer, kernel, x.cpu().numpy().transpose(0, 3, 1, 2), self._profile)
+            return torch.from_numpy(np.ascontiguousarray(codes.transpose(0, 2, 3, 1))).to(self._device)
+        counts = window_counts(kernel, (x.shape[1], x.shape[2])).transpose(0, 2, 3, 1)
+        return self._average(layer, _window_sums(layer, x, kernel.window), counts, self._profile.average_pool)
 
     def _average(
         self, layer: Layer, sums: torch.Tensor, counts: Int64Array, rule: AverageRule
@@ -141,6 +146,15 @@ def _centred(layer: Layer, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     real = x.to(dtype)
     zero_point = layer.sources[0].zero_point
     return real.sub_(zero_point) if zero_point else real
+
+
+def _image_first(nhwc: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) on the same memory."""
+    if nhwc.shape[3] > 1:
+        return nhwc.permute(0, 3, 1, 2)
+    # With one channel both orders are the same memory, but torch 2.13 on oneDNN convolves wrongly (batch > 1)
+    # where the # strides are those of a transposed view.
+    return nhwc.reshape(len(nhwc), 1, nhwc.shape[1], nhwc.shape[2])
 
 
 def _convolve_by_columns(
@@ -192,8 +206,7 @@ def _window_sums(layer: Layer, x: torch.Tensor, window: Window) -> torch.Tensor:
     centred = _pad(_centred(layer, x, torch.float64), _with_overhang(window), 0)
     ones = torch.ones((x.shape[3], 1, *window.kernel), dtype=torch.float64, device=x.device)
     convolve = F.conv2d if x.device.type == "cpu" else _convolve_by_columns
-    image = centred.permute(0, 3, 1, 2)
-    sums = convolve(image, ones, None, window.strides, (0, 0), window.dilations, x.shape[3])
+    sums = convolve(_image_first(centred), ones, None, window.strides, (0, 0), window.dilations, x.shape[3])
     return sums.permute(0, 2, 3, 1).to(torch.int64).contiguous()
 
 
