@@ -22,6 +22,7 @@ _STYLE: Any = {
     "axes.titlelocation": "left",
     "svg.hashsalt": "npu-in-the-loop",  # ids inside the SVG are repeatable
 }
+_MAX_LAYER_LABELS = 30
 _BEFORE, _AFTER = "before (PTQ weights)", "after (NPU in the loop)"
 
 
@@ -45,7 +46,8 @@ def sqnr_chart(results: Results) -> str:
             layers = [layer for layer in before if layer in after]
             axes.plot([before[n] for n in layers], "o--", color=COLOURS[PTQ], label=_BEFORE, markersize=4)
             axes.plot([after[n] for n in layers], "o-", color=COLOURS[NPU], label=_AFTER, markersize=4)
-            axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=7)
+            every = -(-len(layers) // _MAX_LAYER_LABELS) or 1
+            axes.set_xticks(range(0, len(layers), every), layers[::every], rotation=90, fontsize=7)
             axes.set_title(profile)
             axes.grid(axis="y", color="#e5e5e5")
         figure.axes[0].set_ylabel("SQNR (dB), higher is better")

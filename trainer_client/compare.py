@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from npu_wire.errors import InvalidInput
 from trainer_client.baselines import TorchaoResult, join_ranges, train_torchao
 from trainer_client.calibrate import Range, observe
 from trainer_client.capture import capture
@@ -95,8 +96,12 @@ def compare(
         trace: collects the first NPU-in-the-loop training.
 
     Raises:
+        InvalidInput: two NPUs with one profile name.
         NpuError: see `trainer_client.qat.prepare`; what was finished before stays on disk.
     """
+    profiles = [npu.info.profile for npu in npus]
+    if len(set(profiles)) < len(profiles):
+        raise InvalidInput(f"two NPUs have the same profile: {', '.join(profiles)}; compare different ones")
     lab = _Laboratory(plan, data, out, watcher)
     results = Results(lab.setup, tuple(npu.info for npu in npus), (), command)
     for seed in range(plan.seeds):

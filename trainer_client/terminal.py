@@ -30,10 +30,10 @@ class ProgressView:
 
     def begin(self, what: str, steps: int) -> OnStep:
         """Shows a training; see `Watcher`."""
-        self._progress.reset(self._training, total=steps, description=what, visible=True, note="")
+        self._progress.reset(self._training, total=steps, description=what, visible=False, note="")
 
-        def on_step(step: int, loss: float) -> None:
-            self._progress.update(self._training, completed=step, note=f"loss {loss:.3f}")
+        def on_step(step: int, loss: float) -> None:  # shows the bar: a finished checkpoint has no step left
+            self._progress.update(self._training, completed=step, note=f"loss {loss:.3f}", visible=True)
 
         return on_step
 

@@ -8,6 +8,7 @@ from in_process_npu import InProcessNpu
 from npu_server.backends.base import Backend, BackendOptions
 from npu_server.backends.emulator import EmulatorBackend
 from npu_server.backends.reference import ReferenceBackend
+from npu_wire.errors import InvalidInput
 from trainer_client.compare import Plan, compare
 from trainer_client.data import Dataset, digits
 from trainer_client.results import FP32, NPU, PTQ, TORCHAO, Cell, Results, load_results
@@ -109,3 +110,10 @@ def test_reference_and_emulator_give_the_same_table(tmp_path: Path, data: Datase
     assert torchao is not None
     # The image, thirteen convolutions and the mean have an observer in torchao's graph, the logits have none.
     assert (torchao.ranges_from_method, len(ptq.sqnr_db)) == (15, 16)
+
+
+def test_two_npus_of_one_name_are_refused(tmp_path: Path, data: Dataset) -> None:
+    """Their columns could not be told apart."""
+    npus = [npu(EmulatorBackend, "acc16"), npu(EmulatorBackend, "acc16")]
+    with pytest.raises(InvalidInput, match="same profile: acc16, acc16"):
+        compare(PLAN, data, npus, tmp_path, Recorder(), "", None)
