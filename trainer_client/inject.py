@@ -13,7 +13,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,10 +20,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from npu_wire.layer_map import Int8Array, LayerSpec, TensorSpec
+from trainer_client.inject_kernels import inject_pass, mask_pass
 from trainer_client.noise import LayerNoise
 
 MISMATCH_LIMIT_LSB = 3
-_BLOCK = 1024  # elements; what a block reads and writes stays in the first-level cache
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,7 @@ def inject(
         y, overwrite = y.float(), False
     if y.device.type != "cpu":
         return _inject_torch(y, torch.from_numpy(q.copy(order="K")).to(y.device), rule)
+    overwrite = overwrite and not y._is_view()  # autograd would copy the base of a view
     order = _memory_order(y)
     if order is None:
         y, order, overwrite = y.contiguous(), tuple(range(y.ndim)), False
@@ -90,7 +90,7 @@ def inject(
     mask = torch.empty_like(values, dtype=torch.bool)
     sums = np.zeros(4, np.float64)
     counts = np.zeros(3, np.int64)
-    _inject_kernel(
+    inject_pass(
         _flat(values, order),
         np.ascontiguousarray(q.transpose(order)).reshape(
             -1
@@ -184,7 +184,7 @@ def _masked(grad: Tensor, mask: Tensor | None) -> Tensor:
     if order is None or not grad.permute(order).is_contiguous():
         return torch.where(mask, grad, 0.0)
     out = torch.empty_like(grad)
-    _mask_kernel(_flat(grad, order), _flat(mask, order).view(np.uint8), _flat(out, order))
+    mask_pass(_flat(grad, order), _flat(mask, order).view(np.uint8), _flat(out, order))
     return out
 
 
@@ -200,133 +200,3 @@ def _memory_order(t: Tensor) -> tuple[int, ...] | None:
 def _flat(t: Tensor, order: tuple[int, ...]) -> npt.NDArray[Any]:
     """The elements of a dense CPU tensor in their order in memory, without a copy."""
     return t.permute(order).view(-1).numpy()
-
-
-# One pass over memory, in blocks that stay in the first-level cache; within a block, loops simple enough for
-# the compiler to turn into vector instructions (one loop for all of it runs ten times slower).
-
-
-@numba.njit(nogil=True, cache=True)
-def _inject_kernel(
-    y: Any,
-    q: Any,
-    scale: Any,
-    zero_point: Any,
-    limit: Any,
-    low: Any,
-    high: Any,
-    lower: Any,
-    upper: Any,
-    out: Any,
-    mask: Any,
-    sums: Any,
-    counts: Any,
-) -> None:
-    clamped_buffer = np.empty(_BLOCK, np.float32)
-    noise_buffer = np.empty(_BLOCK, np.float32)
-    peak = np.zeros(1, np.int32)
-    for start in range(0, y.size, _BLOCK):
-        stop = min(start + _BLOCK, y.size)
-        clamped, noise, codes = clamped_buffer[: stop - start], noise_buffer[: stop - start], q[start:stop]
-        _clamp_block(y[start:stop], lower, upper, clamped)
-        _dequantize_block(codes, clamped, scale, zero_point, out[start:stop], noise)
-        _mask_block(codes, clamped, noise, limit, low, high, lower, upper, mask[start:stop])
-        sums[0] += _energy(clamped)
-        sums[1] += _energy(noise)
-        sums[2] += _magnitude(noise)
-        peak[0] = max(peak[0], _peak(noise))
-        counts[0] += _count_mismatched(codes, noise, limit, low, high)
-        counts[1] += _count_clipped(codes, low, high)
-        counts[2] += _count_passed(mask[start:stop])
-    sums[3] = peak.view(np.float32)[0]
-
-
-# No fast-math in what yields values: every float32 operation rounds as in NumPy and torch.
-
-
-@numba.njit(nogil=True, cache=True)
-def _clamp_block(y: Any, lower: Any, upper: Any, clamped: Any) -> None:
-    for i in range(y.size):
-        bounded = lower if y[i] < lower else y[i]
-        clamped[i] = upper if bounded > upper else bounded
-
-
-@numba.njit(nogil=True, cache=True)
-def _dequantize_block(q: Any, clamped: Any, scale: Any, zero_point: Any, out: Any, noise: Any) -> None:
-    for i in range(q.size):
-        real = (np.float32(q[i]) - zero_point) * scale
-        out[i] = real
-        noise[i] = real - clamped[i]
-
-
-@numba.njit(nogil=True, cache=True)
-def _mask_block(
-    q: Any, clamped: Any, noise: Any, limit: Any, low: Any, high: Any, lower: Any, upper: Any, mask: Any
-) -> None:
-    for i in range(q.size):
-        mask[i] = (
-            (abs(noise[i]) <= limit)
-            & (clamped[i] > lower)
-            & (clamped[i] < upper)
-            & (q[i] > low)
-            & (q[i] < high)
-        )
-
-
-@numba.njit(nogil=True, cache=True)
-def _count_passed(mask: Any) -> Any:
-    passed = np.int32(0)
-    for i in range(mask.size):
-        passed += np.int32(mask[i])
-    return passed
-
-
-@numba.njit(nogil=True, cache=True)
-def _count_mismatched(q: Any, noise: Any, limit: Any, low: Any, high: Any) -> Any:
-    passed = np.int32(0)
-    for i in range(q.size):
-        passed += np.int32((abs(noise[i]) <= limit) & (q[i] > low) & (q[i] < high))
-    return q.size - passed
-
-
-@numba.njit(nogil=True, cache=True)
-def _count_clipped(q: Any, low: Any, high: Any) -> Any:
-    clipped = np.int32(0)
-    for i in range(q.size):
-        clipped += np.int32((q[i] <= low) | (q[i] >= high))
-    return clipped
-
-
-@numba.njit(nogil=True, cache=True)
-def _mask_kernel(grad: Any, mask: Any, out: Any) -> None:
-    for i in range(grad.size):
-        out[i] = grad[i] if mask[i] else np.float32(0)
-
-
-# Statistics may be summed in any order, which is what vector instructions need; NaN and infinity stay legal.
-
-
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def _energy(values: Any) -> Any:
-    total = np.float32(0)
-    for i in range(values.size):
-        total += values[i] * values[i]
-    return total
-
-
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def _magnitude(values: Any) -> Any:
-    total = np.float32(0)
-    for i in range(values.size):
-        total += abs(values[i])
-    return total
-
-
-@numba.njit(nogil=True, cache=True)
-def _peak(values: Any) -> Any:
-    # The bits of non-negative floats sort like integers, whose maximum vectorizes.
-    bits = values.view(np.int32)
-    peak = np.int32(0)
-    for i in range(bits.size):
-        peak = max(peak, bits[i] & np.int32(0x7FFFFFFF))
-    return np.int32(peak)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from npu_wire.errors import DeviceFault, InvalidInput, NotCalibrated
-from npu_wire.layer_map import Float32Array, LayerMap, MemoryLayout
+from npu_wire.layer_map import Float32Array, LayerMap
 from npu_wire.quantize import dequantize, quantize
 from trainer_client.calibrate import CalibrationData, Range, observe, require_batch
 from trainer_client.capture import Captured, capture
@@ -276,10 +276,13 @@ class _Run:
         return self._captured.tensor(name)
 
     def inject_input(self, x: Tensor) -> Tensor:
-        """The input as the NPU sees it, in the memory order of its layers; the FP32 layers then keep it."""
+        """The input as the NPU sees it, images channels-last; the FP32 layers keep that order.
+
+        It is the faster order on a CPU, and the same for every NPU: FP32 rounding depends on it, and training
+        against two NPUs of equal bits must give equal weights. Codes in another order are brought to it.
+        """
         spec = self._layer_map.input
-        layouts = {layer.output.layout for layer in self._layer_map.layers}
-        if x.ndim == 4 and MemoryLayout.CHANNELS_LAST in layouts:
+        if x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         value, self.noise[spec.name] = inject(x, self._codes, rule_of_tensor(spec))
         self._mark_ns = time.monotonic_ns()

@@ -23,6 +23,7 @@ _OVERWRITABLE = CONVOLUTIONS | {
     _aten.add.Tensor,
     _aten.mul.Tensor,
     _aten.hardtanh.default,
+    _aten.relu6.default,
     _aten.hardswish.default,
 }
 
@@ -106,6 +107,8 @@ def _activation_bounds(node: fx.Node) -> tuple[float, float]:
     """Bounds of an activation that clamps, its gradient zero at and beyond its bounds; else (inf, -inf)."""
     if node.target is _aten.relu.default:
         return 0.0, math.inf
+    if node.target is _aten.relu6.default:
+        return 0.0, 6.0
     if node.target is _aten.hardtanh.default:
         lower, upper = (*node.args[1:], -1.0, 1.0)[:2] if len(node.args) == 1 else (*node.args[1:], 1.0)[:2]
         assert isinstance(lower, int | float)
