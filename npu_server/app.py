@@ -1,6 +1,7 @@
 """Puts the server together, and takes it apart in the right order."""
 
 import logging
+import socket
 import time
 from collections.abc import Callable
 from concurrent import futures
@@ -53,9 +54,11 @@ class RunningServer:
     def __init__(
         self, backend: Backend, config: ServeConfig, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        token = read_token(config.token_file) if config.token_file else None
         self._backend = backend
         self._config = config
         self._closed = False
+        self._socket_path: Path | None = None
         self._serving = False
         self._http: HttpServer | None = None
         self.http_address: str | None = None
@@ -64,7 +67,7 @@ class RunningServer:
         self.sessions = SessionTable(backend, self._worker, config.limits, clock)
         self._capabilities = backend.describe()
         self._health = health.HealthServicer()
-        self._server = self._build()
+        self._server = self._build(token)
         self.telemetry.watch(self.sessions.count, self._worker.depth)
         try:
             self.address = self._bind()
@@ -72,8 +75,9 @@ class RunningServer:
             self._server.start()
             self.sessions.start_reaper()
             if config.http_enabled:
+                http = parse_endpoint(config.http)
                 app = create_dashboard(self.status, self.telemetry.registry)
-                self._http = HttpServer(app, parse_endpoint(config.http))
+                self._http = HttpServer(app, http.host, http.port)
                 self.http_address = self._http.address
             self._set_serving(True)
         except BaseException:
@@ -110,9 +114,8 @@ class RunningServer:
         self._worker_close(grace)
         if self._http is not None:
             self._http.close()
-        endpoint = parse_endpoint(self._config.listen)
-        if endpoint.path:
-            Path(endpoint.path).unlink(missing_ok=True)
+        if self._socket_path is not None:
+            self._socket_path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -122,9 +125,8 @@ class RunningServer:
     ) -> None:
         self.close()
 
-    def _build(self) -> grpc.Server:
+    def _build(self, token: str | None) -> grpc.Server:
         config = self._config
-        token = read_token(config.token_file) if config.token_file else None
         calls = 2 * config.max_sessions + _EXTRA_CALLS
         server = grpc.server(
             futures.ThreadPoolExecutor(calls, thread_name_prefix="npu-grpc"),
@@ -144,6 +146,8 @@ class RunningServer:
     def _bind(self) -> str:
         config = self._config
         endpoint = parse_endpoint(config.listen)
+        if endpoint.path:
+            _refuse_if_served(endpoint.path)
         try:
             if config.tls_cert is not None and config.tls_key is not None:
                 credentials = server_credentials(config.tls_cert, config.tls_key, config.tls_client_ca)
@@ -154,7 +158,10 @@ class RunningServer:
             raise InvalidInput(
                 f"cannot listen on {endpoint.target} (is it in use?); choose another --listen ({error})"
             ) from None
-        return endpoint.target if endpoint.path else replace(endpoint, port=port).target
+        if endpoint.path:
+            self._socket_path = Path(endpoint.path)
+            return endpoint.target
+        return replace(endpoint, port=port).target
 
     def _open_device(self) -> None:
         self._worker.submit(_DEVICE_ID, self._backend.open).result()
@@ -176,6 +183,16 @@ class RunningServer:
             log.error("the device did not finish within %g s; it is left as it is", grace_s)
         elif (error := closing.exception()) is not None:
             log.error("closing the device failed", exc_info=error)
+
+
+def _refuse_if_served(path: str) -> None:
+    """Refuses the path of a socket that somebody serves: gRPC would take it over without a word."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return  # nothing there, or left behind by a server that was killed
+    raise InvalidInput(f"cannot listen on unix:{path}: another server is there; choose another --listen")
 
 
 def serve(

@@ -10,7 +10,6 @@ from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from npu_server.telemetry import Status
-from npu_wire.channel import Endpoint
 from npu_wire.errors import InvalidInput
 
 log = logging.getLogger(__name__)
@@ -45,24 +44,29 @@ def create_dashboard(status: Callable[[], Status], registry: CollectorRegistry) 
 class HttpServer:
     """Serves an app in a thread of its own and leaves signals to the process's owner.
 
+    Args:
+        app: what to serve.
+        host: address to bind.
+        port: TCP port; 0: any.
+
     Raises:
         InvalidInput: the address cannot be bound.
     """
 
-    def __init__(self, app: FastAPI, endpoint: Endpoint) -> None:
-        family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+    def __init__(self, app: FastAPI, host: str, port: int) -> None:
+        family, shown = (socket.AF_INET6, f"[{host}]") if ":" in host else (socket.AF_INET, host)
         self._socket = socket.socket(family, socket.SOCK_STREAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            self._socket.bind((endpoint.host, endpoint.port))
+            self._socket.bind((host, port))
         except OSError as error:
             self._socket.close()
             raise InvalidInput(
-                f"cannot serve HTTP on {endpoint.target}: {error.strerror}; choose another --http, or off"
+                f"cannot serve HTTP on {shown}:{port}: {error.strerror}; choose another --http, or off"
             ) from None
-        self.address = Endpoint(host=endpoint.host, port=self._socket.getsockname()[1]).target
+        self.address = f"{shown}:{self._socket.getsockname()[1]}"
         self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-        # `serve`, unlike `run`, would install signal handlers only in the main thread; here it never is.
+        # uvicorn installs signal handlers in the main thread only, which this one is not.
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="npu-http", daemon=True
         )

@@ -169,8 +169,14 @@ class SessionTable:
             return session
 
     def attach(self, session: Session, stream: Stream) -> None:
-        """Makes `stream` the session's stream; an earlier one ends."""
+        """Makes `stream` the session's stream; an earlier one ends.
+
+        Raises:
+            SessionLost: the session was released in the meantime.
+        """
         with self._lock:
+            if self._sessions.get(session.session_id) is not session:
+                raise SessionLost(f"session '{session.session_id}' was released; compile the model again")
             earlier, session.stream = session.stream, stream
         if earlier is not None:
             earlier.cancel(SessionLost(f"another stream was attached to session '{session.session_id}'"))

@@ -73,7 +73,8 @@ class LayerTensor:
     Attributes:
         layer: position in `Program.layer_map.layers`.
         data: int8, logical shape (batch, *spec.shape); its bytes in memory lie in the order that the spec's layout
-            says (a channels-last tensor is a transposed view of a contiguous (N, H, W, C) array).
+            says (a channels-last tensor is a transposed view of a contiguous (N, H, W, C) array). The backend never
+            writes to it again: it may be on its way to the client while the next layer is computed.
         start_ns: `time.monotonic_ns()` when the device began the layer.
         end_ns: the same when it had finished.
     """

@@ -19,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from npu_server.app import SERVICE_NAME, serve
+from npu_server.backends.base import BackendOptions
 from npu_server.config import ServeConfig
 from npu_wire.errors import InvalidInput, ServerUnavailable, Unauthenticated
 from npu_wire.layer_map import Int8Array
@@ -246,6 +247,16 @@ def taken() -> Iterator[str]:
     """An address that somebody else listens on."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_unix_socket_in_use(start: Start, batch: Int8Array) -> None:
+    """GRPC would silently take the path over; the first server goes on."""
+    server = start()
+    with pytest.raises(InvalidInput, match="another server is there"):
+        start(FakeBackend(BackendOptions()))
+    with connect(server.address) as npu:
+        last = npu.compile(b"model", RANGES).submit(batch, ()).tensor(2)
+    np.testing.assert_array_equal(expected(batch, 2), last)
 
 
 @pytest.mark.parametrize("flag", ["--listen", "--http"])

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,6 +92,23 @@ def test_layers_arrive_while_the_device_works_on_the_next(
     for timing in timings:
         assert timing.npu_start_ns <= timing.npu_end_ns
     assert [t.arrival_ns for t in timings] == sorted(t.arrival_ns for t in timings)
+
+
+def test_timings_are_in_the_clients_clock(
+    start: Start, batch: Int8Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server whose clock is 10^15 ns ahead says 10^15 + t for a layer that ended at t."""
+    ahead_ns = 10**15
+    clock = SimpleNamespace(monotonic_ns=lambda: time.monotonic_ns() + ahead_ns)
+    monkeypatch.setattr("npu_server.service.time", clock)
+    monkeypatch.setattr("fake_backend.time", clock)
+    with connect(start().address) as npu:
+        before = time.monotonic_ns()
+        pending = npu.compile(b"model", RANGES).submit(batch, ())
+        pending.tensor(2)
+    (timing,) = pending.timings()
+    tolerance_ns = 10**13  # a round trip is surely shorter than a hundredth of the difference
+    assert before - tolerance_ns < timing.npu_start_ns <= timing.npu_end_ns < timing.arrival_ns + tolerance_ns
 
 
 def test_two_sessions_share_the_device(npu: Connection, backend: FakeBackend, batch: Int8Array) -> None:
