@@ -60,7 +60,7 @@ def main() -> None:
     print(f"FP32                          {accuracy(model, x_test, y_test):5.1f} %")
 
     endpoint = sys.argv[1] if len(sys.argv) > 1 else None
-    npu = trainer_client.connect(endpoint) if endpoint else trainer_client.connect(profile="pow2-trunc")
+    npu = trainer_client.connect(endpoint) if endpoint else trainer_client.connect(profile="acc16")
     try:
         qat = trainer_client.prepare(model, x[:2], npu)
         qat.calibrate(loader)

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from npu_wire.errors import InvalidInput, NonFiniteInput
 from trainer_client.capture import Captured
+from trainer_client.fold import value_name
 
 Range = tuple[float, float]
 DEAD_RANGE: Range = (-1.0, 1.0)
@@ -80,8 +81,7 @@ class _Observer(fx.Interpreter):
     def __init__(self, captured: Captured) -> None:
         super().__init__(captured.graph)
         self._captured = captured
-        self._names = [node.name for node in _computed_from_input(captured.graph.graph)]
-        self._wanted = set(self._names)
+        self._wanted = {value_name(node) for node in _computed_from_input(captured.graph.graph)}
         self._extremes: list[Tensor] = []
         self._seen: list[str] = []
 
@@ -91,12 +91,12 @@ class _Observer(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if (
-            n.name in self._wanted
+            value_name(n) in self._wanted
             and isinstance(value, Tensor)
             and value.is_floating_point()
             and value.numel()
         ):
-            self._seen.append(n.name)
+            self._seen.append(value_name(n))
             self._extremes.append(torch.stack(torch.aminmax(value)))
         return value
 

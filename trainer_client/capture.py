@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from npu_wire.errors import InvalidInput, UnsupportedModel
+from trainer_client.fold import VALUE_NAME
 
 OPSET_VERSION = 20
 _EXPORTER_LOGGER = "torch.onnx._internal.exporter._registration"
@@ -100,6 +101,11 @@ def capture(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Ca
         graph = program.exported_program.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
     proto = program.model_proto
+    for node in graph.graph.nodes:
+        if (
+            node.op == "placeholder"
+        ):  # FX renames an input that is called like a Python builtin, ONNX does not
+            node.meta[VALUE_NAME] = proto.graph.input[0].name
     owned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     owned |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
     return Captured(

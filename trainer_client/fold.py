@@ -26,7 +26,7 @@ VALUE_NAME = "npu_value_name"
 
 
 def value_name(node: fx.Node) -> str:
-    """ONNX value name of what a node of a (folded) training graph computes."""
+    """ONNX value name of what a node of a training graph computes: the node's own, unless it was renamed."""
     return str(node.meta.get(VALUE_NAME, node.name))
 
 
@@ -46,7 +46,7 @@ def fold_batch_norm(graph: fx.Graph) -> fx.Graph:
     assert isinstance(outputs, tuple | list)
     folded.output(outputs[0])  # an exported program always returns a tuple
     for original, copy in copies.items():
-        copy.meta[VALUE_NAME] = original.name
+        copy.meta[VALUE_NAME] = value_name(original)
     for node in list(folded.nodes):
         if node.op == "call_function" and node.target is _BATCH_NORM and _is_foldable(node):
             _fold(folded, node)
