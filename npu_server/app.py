@@ -80,6 +80,14 @@ class RunningServer:
                 self._http = HttpServer(app, http.host, http.port)
                 self.http_address = self._http.address
             self._set_serving(True)
+            mark = self._capabilities.fingerprint
+            log.info(
+                "serving %s, profile %s (%.12s), on %s",
+                mark.backend,
+                mark.profile,
+                mark.profile_hash,
+                self.address,
+            )
         except BaseException:
             self.close(grace_s=0.0)
             raise

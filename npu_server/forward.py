@@ -199,6 +199,9 @@ class ForwardStream:
         self._answers.put(_Done(batch, begin - queued, end - begin))
 
     def _check(self, batch: Batch, tensor: LayerTensor) -> None:
+        last = len(self._session.layer_map.layers) - 1
+        if tensor.layer not in batch.taps and tensor.layer != last:
+            raise DeviceFault(f"the backend answered with layer {tensor.layer}, which was not tapped")
         spec = self._session.layer_map.layers[tensor.layer].output
         shape = (batch.data.shape[0], *spec.shape)
         if tensor.data.dtype != np.int8 or tensor.data.shape != shape:

@@ -55,6 +55,7 @@ class FakeBackend:
         self.calls: list[str] = []
         self.threads: set[int] = set()
         self.fail_with: Exception | None = None
+        self.spoil: Callable[[LayerTensor], LayerTensor] = lambda tensor: tensor
 
     def describe(self) -> Capabilities:
         mark = Fingerprint("fake", "nobody", "adder", "1", "plus-one", self.profile_hash)
@@ -121,7 +122,9 @@ class FakeProgram:
                 raise self.backend.fail_with
             if layer in taps or layer == LAYERS - 1:
                 channels_last = np.ascontiguousarray(np.moveaxis(expected(batch, layer, self.bias), 1, -1))
-                yield LayerTensor(layer, np.moveaxis(channels_last, -1, 1), start, time.monotonic_ns())
+                yield self.backend.spoil(
+                    LayerTensor(layer, np.moveaxis(channels_last, -1, 1), start, time.monotonic_ns())
+                )
 
     def close(self) -> None:
         self.backend.note("program closed")

@@ -1,5 +1,6 @@
 """What happens when the server dies, hangs, restarts or changes."""
 
+import dataclasses
 import logging
 import os
 import select
@@ -141,6 +142,27 @@ def test_a_device_fault_fails_its_batch_only(npu: Connection, backend: FakeBacke
     assert "secret" not in str(caught.value)
     backend.fail_with = None
     np.testing.assert_array_equal(expected(batch, 2, 2), session.submit(batch, ()).tensor(2))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"layer": 1}, "layer 1, which was not tapped"),
+        ({"layer": 9}, "layer 9, which was not tapped"),
+        ({"data": np.zeros((5, 2, 4, 3), np.int8)}, r"promises int8 \(5, 2, 4, 4\)"),
+        ({"data": np.zeros((5, 2, 4, 4), np.uint8)}, "with uint8"),
+    ],
+)
+def test_a_backend_that_breaks_its_own_layer_map_is_caught(
+    npu: Connection, backend: FakeBackend, batch: Int8Array, change: dict[str, object], reason: str
+) -> None:
+    """Another layer, shape or type than promised never reaches the trainer as a tensor."""
+    session = npu.compile(b"model", RANGES)
+    backend.spoil = lambda tensor: dataclasses.replace(tensor, **change)  # type: ignore[arg-type]
+    with pytest.raises(DeviceFault, match=reason):
+        session.submit(batch, ()).tensor(2)
+    backend.spoil = lambda tensor: tensor
+    np.testing.assert_array_equal(expected(batch, 2), session.submit(batch, ()).tensor(2))
 
 
 def test_a_closed_session_says_so(npu: Connection, batch: Int8Array) -> None:
