@@ -94,12 +94,12 @@ class Connection:
     def _first_description(self) -> Description:
         timeout_s = self._patience.timeout_s
         try:
-            return self._transport.describe(timeout_s, wait_for_ready=False)
-        except ServerUnavailable as error:
-            log.warning("%s; waiting up to %g s for the server", error, timeout_s)
-        try:
-            return self._transport.describe(timeout_s, wait_for_ready=True)
-        except Timeout as error:
+            try:
+                return self._transport.describe(timeout_s, wait_for_ready=False)
+            except ServerUnavailable as error:
+                log.warning("%s; waiting up to %g s for the server", error, timeout_s)
+                return self._transport.describe(timeout_s, wait_for_ready=True)
+        except (Timeout, ServerUnavailable) as error:
             raise ServerUnavailable(
                 f"no NPU server answers at {self._transport.address} within {timeout_s:g} s ({error}); "
                 "start one with `npu-server serve --listen ADDRESS`, or check address and TLS settings"
