@@ -17,8 +17,8 @@ from npu_server.compile.graph import (
     Pad,
     Reshape,
 )
-from npu_server.compile.importer import OPERATORS
 from npu_server.compile.lowering import Layer
+from npu_server.compile.operators import OPERATORS
 from npu_server.compile.program import compile_program
 from npu_server.compile.sliding import average_windows, positions
 from npu_server.compile.weights import Prepared

@@ -9,9 +9,9 @@ import numpy as np
 from npu_server.backends.base import LayerTensor, Ranges
 from npu_server.compile.constants import Constants
 from npu_server.compile.fusion import fuse
-from npu_server.compile.importer import import_model
 from npu_server.compile.lowering import Layer, Plan, lower
 from npu_server.compile.model import read_model
+from npu_server.compile.operators import import_model
 from npu_server.compile.weights import Prepared, prepare
 from npu_server.numerics.profile import Profile
 from npu_wire.errors import DeviceFault, InvalidInput, NonFiniteInput

@@ -10,9 +10,9 @@ from npu_server.backends.base import Backend, BackendOptions
 from npu_server.backends.emulator import EmulatorBackend
 from npu_server.backends.reference import ReferenceBackend
 from npu_server.compile.fusion import fuse
-from npu_server.compile.importer import import_model
 from npu_server.compile.lowering import Layer, lower
 from npu_server.compile.model import read_model
+from npu_server.compile.operators import import_model
 from npu_server.compile.weights import Prepared, prepare
 from npu_server.numerics.profile import load_profile
 from npu_wire.layer_map import MemoryLayout

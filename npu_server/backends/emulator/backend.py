@@ -4,7 +4,7 @@ import torch
 
 from npu_server.backends.base import BackendOptions, Capabilities, Fingerprint, Health, Program, Ranges
 from npu_server.backends.emulator.kernels import EmulatorKernels
-from npu_server.compile.importer import OPERATORS
+from npu_server.compile.operators import OPERATORS
 from npu_server.compile.program import compile_program
 from npu_server.numerics.profile import load_profile
 from npu_wire.errors import DeviceFault, InvalidInput

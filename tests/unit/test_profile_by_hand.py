@@ -1,0 +1,136 @@
+"""`pow2-trunc` and `acc16` have no engine to judge them: layers calculated by hand, on both backends."""
+
+import numpy as np
+import pytest
+from onnx import helper
+from single_layers import BACKENDS, Scale, single_layer
+
+from npu_server.backends.base import Backend, BackendOptions
+from npu_server.numerics.profile import load_profile
+from npu_server.numerics.scales import activation_quantization, quantize_weights
+
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def column(*codes: int) -> np.ndarray:
+    """A batch of single numbers."""
+    return np.array(codes, np.int8).reshape(-1, 1)
+
+
+def run(backend: type[Backend], profile: str, nodes, weights, ranges, batch: np.ndarray) -> list[int]:
+    """Compiles for symmetric ranges given as max|x| and returns the last layer's codes."""
+    net = single_layer("tflm", nodes, batch.shape[1:], {n: Scale(1.0, 0) for n in ranges}, weights)
+    program = backend(BackendOptions(profile=profile)).compile(
+        net.model, {n: (-m, m) for n, m in ranges.items()}
+    )
+    return list(program.forward(batch, ()))[-1].data.reshape(-1).tolist()
+
+
+def test_scales_are_powers_of_two_rounded_up() -> None:
+    """Largest |x| 127/64 is the scale 1/64 itself; a little more the next power, 1/32; zero point 0."""
+    profile = load_profile("pow2-trunc")
+    assert activation_quantization("x", -127 / 64, 1.0, profile).scale == 1 / 64
+    assert activation_quantization("x", -2.0, 1.0, profile).scale == 1 / 32
+    assert activation_quantization("x", 0.0, 2.0, profile).zero_point == 0
+    # One scale for the tensor: max|w| = 1 / 127 -> 2^-6; codes 64, 16 and -8.
+    weights = quantize_weights(
+        np.array([[1.0], [0.25], [-0.125]], np.float32), np.zeros(3, np.float32), 1.0, 1.0, profile
+    )
+    assert weights.scales.tolist() == [2**-6] * 3
+    assert weights.codes.reshape(-1).tolist() == [64, 16, -8]
+
+
+@each_backend
+def test_shift_drops_bits_towards_minus_infinity(backend: type[Backend]) -> None:
+    """Scales are 1, weight 1.0 is code 64 at 1/64: (64 * x) >> 6 is x; weight 0.5 is code 32: floor(x / 2).
+
+    The bias 0.25 counts as 16 in units of 1/64: (64 * x + 16) >> 6 is x for every x.
+    """
+    weight = np.array([[1.0, 0.0], [0.0, 0.5]], np.float32)
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "gemm", transB=1)]
+    bias = np.array([0.25, 0.0], np.float32)
+    batch = np.array([[5, 5], [-5, -5], [-1, -1], [127, 127], [-128, -128]], np.int8)
+    codes = run(backend, "pow2-trunc", nodes, {"w": weight, "b": bias}, {"x": 127.0, "y": 127.0}, batch)
+    assert codes == [5, 2, -5, -3, -1, -1, 127, 63, -128, -64]
+
+
+@each_backend
+def test_residual_add_is_int8(backend: type[Backend]) -> None:
+    """X at scale 1, relu(x) at scale 2 and their sum at scale 4: floor(x / 4) + floor(r / 2), saturating.
+
+    x = 7: r = floor(7 / 2) = 3, 1 + 1 = 2 (the exact sum 14 / 4 = 3.5 is lost). x = -7: -2 + 0.
+    """
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], "relu"),
+        helper.make_node("Add", ["x", "r"], ["y"], "add"),
+    ]
+    # The second consumer of x keeps this from being a function of one activation.
+    nodes.insert(1, helper.make_node("MaxPool", ["r"], ["p"], "pool", kernel_shape=[1, 1]))
+    nodes[2].input[1] = "p"
+    batch = np.array([7, -7, 127, -128, 5], np.int8).reshape(-1, 1, 1, 1)
+    codes = run(backend, "pow2-trunc", nodes, {}, {"x": 127.0, "r": 254.0, "y": 508.0}, batch)
+    assert codes == [1 + 1, -2, 31 + 31, -32, 1 + 1]
+
+
+@each_backend
+def test_residual_add_saturates(backend: type[Backend]) -> None:
+    """X at scale 1 plus max(x) at scale 1, sum at scale 1: 100 + 100 is 127, -100 - 100 is -128."""
+    nodes = [
+        helper.make_node("MaxPool", ["x"], ["p"], "pool", kernel_shape=[1, 1]),
+        helper.make_node("Add", ["x", "p"], ["y"], "add"),
+    ]
+    batch = np.array([100, -100, 3], np.int8).reshape(-1, 1, 1, 1)
+    assert run(backend, "pow2-trunc", nodes, {}, {"x": 127.0, "y": 127.0}, batch) == [127, -128, 6]
+
+
+@each_backend
+def test_mean_floors_an_integer_division(backend: type[Backend]) -> None:
+    """Sum 7 over 3 numbers at equal scales: floor(7 / 3) = 2; -7: floor(-7 / 3) = -3."""
+    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["y"], "mean")]
+    batch = np.array([[3, 3, 1], [-3, -3, -1]], np.int8).reshape(2, 1, 1, 3)
+    assert run(backend, "pow2-trunc", nodes, {}, {"x": 127.0, "y": 127.0}, batch) == [2, -3]
+
+
+@each_backend
+def test_sum_saturates_at_16_bits(backend: type[Backend]) -> None:
+    """Four products of 127 * 127 = 64,516 leave 32,767 in the register; of -128 * 127 leave -32,768.
+
+    Weights are 1.0 (code 127), sx = 1, sy = 4, zero points 0. Then
+    the multiplier is (1 / 127) / 4 and 32,767 / 508 = 64.50..., rounded away: 65 (exact: 127). One product of
+    127 * 127 = 16,129 does not saturate: 31.75 -> 32. The bias 100 (12,700) is part of the sum: 16,129 +
+    12,700 fits.
+    """
+    weight = np.ones((1, 4), np.float32)
+    nodes = [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "gemm", transB=1)]
+    scales = {"x": Scale(1.0, 0), "y": Scale(4.0, 0)}
+    batch = np.array([[127] * 4, [-128] * 4, [127, 0, 0, 0], [0] * 4], np.int8)
+    for bias, expected in ((0.0, [65, -65, 32, 0]), (100.0, [65, -65, 57, 25])):
+        net = single_layer("acc16", nodes, (4,), scales, {"w": weight, "b": np.array([bias], np.float32)})
+        assert net.run(backend, batch)["y"].reshape(-1).tolist() == expected
+
+
+@each_backend
+def test_bias_is_clipped_to_the_register(backend: type[Backend]) -> None:
+    """A bias of 1,000 is 127,000 in units of 1/127: the register takes 32,767, 64.5 -> 65 at scale 4."""
+    net = single_layer(
+        "acc16",
+        [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "gemm", transB=1)],
+        (4,),
+        {"x": Scale(1.0, 0), "y": Scale(4.0, 0)},
+        {"w": np.ones((1, 4), np.float32), "b": np.array([1000.0], np.float32)},
+    )
+    assert net.prepared.weights.bias.tolist() == [32767]
+    assert net.run(backend, np.zeros((1, 4), np.int8))["y"].tolist() == [[65]]
+
+
+@each_backend
+def test_weights_that_are_zero_leave_the_bias(backend: type[Backend]) -> None:
+    """With no weights the bias counts in output codes: 2.6 at scale 0.5 is 5.2, rounded 5."""
+    net = single_layer(
+        "tflm",
+        [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "gemm", transB=1)],
+        (2,),
+        {"x": Scale(0.25, 0), "y": Scale(0.5, 0)},
+        {"w": np.zeros((1, 2), np.float32), "b": np.array([2.6], np.float32)},
+    )
+    assert net.run(backend, np.array([[3, -9]], np.int8))["y"].tolist() == [[5]]
