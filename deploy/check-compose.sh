@@ -24,7 +24,7 @@ expect "the server answers as emulator" emulator "$(describe | field backend)"
 expect "it does not run as root" 10001 "$(compose exec -T npu-server id -u)"
 if compose exec -T npu-server touch /app/x 2>/dev/null; then echo "FAILED: the root file system is writable" >&2; exit 1; fi
 echo "ok: the root file system is read-only"
-expect "the status page answers" '"ok"' "$(python3 -c "import urllib.request as r; print(r.urlopen('http://127.0.0.1:$NPU_HTTP_PORT/healthz').read().decode())")"
+expect "the status page answers" '"serving"' "$(python3 -c "import urllib.request as r; print(r.urlopen('http://127.0.0.1:$NPU_HTTP_PORT/healthz').read().decode())")"
 
 compose --profile trainer build trainer
 compose --profile trainer run --rm -T trainer compare --endpoint npu-server:50051 --seeds 1 --fp32-steps 60 --qat-steps 5
