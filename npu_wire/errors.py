@@ -15,9 +15,9 @@
     ├── ServerUnavailable       no server answers at the endpoint
     └── Timeout                 the server answers too late
 
-A server raises these; `status_of` gives the gRPC status code's name and `from_status` builds the same class again on
-the client. The class travels by name in the trailing metadata key `ERROR_KEY`, so that a client can tell classes
-apart that share a status code.
+A server raises these; `status_of` gives the gRPC status code's name and `from_status` builds the same class
+again on the client. The class travels by name in the trailing metadata key `ERROR_KEY`, so that a client can
+tell classes apart that share a status code.
 """
 
 ERROR_KEY = "npu-error"

@@ -50,8 +50,8 @@ class LayerSpec:
         inputs: names of the INT8 tensors that it consumes.
         fused_nodes: names of the ONNX nodes that it stands for.
         parameters: names of the initializers that its weights derive from.
-        saturation_low: largest code that counts as clipped from below; -129 where the bound is an activation's.
-        saturation_high: smallest code that counts as clipped from above; 128 where the bound is an activation's.
+        saturation_low: largest code that counts as clipped from below; -129 where an activation bounds it.
+        saturation_high: smallest code that counts as clipped from above; 128 where an activation bounds it.
         moves_data_only: True when the output carries no new quantization noise (max pool, reshape, ...).
     """
 

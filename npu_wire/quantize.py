@@ -1,4 +1,4 @@
-"""The one rule by which real numbers become codes and codes become real numbers, on both sides of the wire."""
+"""The one rule by which real numbers become codes and codes real numbers, on both sides of the wire."""
 
 import numpy as np
 
@@ -21,9 +21,12 @@ def quantize(x: Float32Array, scale: float, zero_point: int) -> Int8Array:
         NonFiniteInput: x holds NaN or infinity.
     """
     if not np.isfinite(x).all():
-        raise NonFiniteInput(f"input of shape {x.shape} holds NaN or infinity; clean the batch before it is quantized")
+        raise NonFiniteInput(
+            f"input of shape {x.shape} holds NaN or infinity; clean the batch before it is quantized"
+        )
     codes = np.rint(x / np.float32(scale)) + np.float32(zero_point)
-    return np.clip(codes, INT8_MIN, INT8_MAX).astype(np.int8)
+    clipped: Int8Array = np.clip(codes, INT8_MIN, INT8_MAX).astype(np.int8)
+    return clipped
 
 
 def dequantize(q: Int8Array, scale: float, zero_point: int) -> Float32Array:

@@ -80,7 +80,7 @@ def train_torchao(
     """
     names = set(model.state_dict())
     with _quiet():
-        prepared = _prepare(copy.deepcopy(model), data.train_x[:2])
+        prepared = prepare_torchao(copy.deepcopy(model), data.train_x[:2])
         from torchao.quantization.pt2e import disable_observer  # type: ignore[import-untyped]
 
         def after(step: int, loss: float) -> None:
@@ -156,7 +156,13 @@ def join_ranges(result: TorchaoResult, layer_map: LayerMap) -> dict[str, Range]:
     return joined
 
 
-def _prepare(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
+def prepare_torchao(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
+    """The model with fake quantization in place and batch norm in training mode; it may share parameters.
+
+    Args:
+        model: FP32 network; put into training mode.
+        example: one batch, at least two samples.
+    """
     from torchao.quantization.pt2e import allow_exported_model_train_eval
     from torchao.quantization.pt2e.quantize_pt2e import prepare_qat_pt2e  # type: ignore[import-untyped]
     from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (  # type: ignore[import-untyped]

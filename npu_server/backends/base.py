@@ -1,8 +1,8 @@
 """The seam between the service and an NPU.
 
-A backend is a class registered under the entry point group `npu_server.backends`. It is synchronous, is called from
-one thread at a time, and knows nothing of gRPC. `BackendOptions` is all it gets to know at construction. Errors are
-those of `npu_wire.errors`.
+A backend is a class registered under the entry point group `npu_server.backends`. It is synchronous, is
+called from one thread at a time, and knows nothing of gRPC. `BackendOptions` is all it gets to know at
+construction. Errors are those of `npu_wire.errors`.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -72,9 +72,9 @@ class LayerTensor:
 
     Attributes:
         layer: position in `Program.layer_map.layers`.
-        data: int8, logical shape (batch, *spec.shape); its bytes in memory lie in the order that the spec's layout
-            says (a channels-last tensor is a transposed view of a contiguous (N, H, W, C) array). The backend never
-            writes to it again: it may be on its way to the client while the next layer is computed.
+        data: int8, logical shape (batch, *spec.shape); its bytes in memory lie in the order that the spec's
+            layout says (a channels-last tensor is a transposed view of a contiguous (N, H, W, C) array). The
+            backend never writes to it again: it is sent later, from another thread.
         start_ns: `time.monotonic_ns()` when the device began the layer.
         end_ns: the same when it had finished.
     """
@@ -103,7 +103,7 @@ class Program(Protocol):
         ...
 
     def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor]:
-        """Runs one batch and yields each tapped layer's output as soon as it is there, the last layer's always.
+        """Runs one batch and yields each tapped layer's output as soon as it is there; the last one always.
 
         Args:
             batch: int8, shape (n, *layer_map.input.shape) with 1 <= n <= max_batch.
