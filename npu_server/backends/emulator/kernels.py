@@ -76,9 +76,13 @@ class EmulatorKernels:
             case Conv():
                 return self._convolve(layer, kernel, packed, x)
             case Gemm():
-                assert packed.weight is not None
                 assert packed.requantizer is not None
-                sums = F.linear(_centred(layer, x, packed.weight.dtype), packed.weight)
+                sums = _total(
+                    [
+                        F.linear(_centred(layer, x[..., p.channels], p.weight.dtype), p.weight)
+                        for p in packed.parts
+                    ]
+                )
                 return requantize(sums.reshape(-1, sums.shape[-1]), packed.requantizer).reshape(sums.shape)
             case Add() | Mul():
                 return _look_up_pairs(packed.tables[0], x, inputs[1])
@@ -108,20 +112,22 @@ class EmulatorKernels:
         raise AssertionError(f"no kernel for {kernel}")
 
     def _convolve(self, layer: Layer, kernel: Conv, packed: Packed, x: torch.Tensor) -> torch.Tensor:
-        assert packed.weight is not None
         assert packed.requantizer is not None
         image = x.reshape(len(x), 1, 1, -1) if x.ndim == 2 else x
-        centred = _centred(layer, image, packed.weight.dtype)
         window = kernel.window
         top, left, bottom, right = window.pads
         symmetric = (top, left) == (bottom, right)
-        if not symmetric:
-            centred = _pad(centred, window.pads, 0)
-        nchw = _image_first(centred)
         padding = (top, left) if symmetric else (0, 0)
         convolve = F.conv2d if x.device.type == "cpu" else _convolve_by_columns
-        sums = convolve(nchw, packed.weight, None, window.strides, padding, window.dilations, kernel.groups)
-        nhwc = sums.permute(0, 2, 3, 1).contiguous()
+        sums = []
+        for part in packed.parts:
+            centred = _centred(layer, image[..., part.channels], part.weight.dtype)
+            nchw = _image_first(centred if symmetric else _pad(centred, window.pads, 0))
+            nchw_sums = convolve(
+                nchw, part.weight, None, window.strides, padding, window.dilations, kernel.groups
+            )
+            sums.append(nchw_sums.permute(0, 2, 3, 1))
+        nhwc = _total(sums).contiguous()
         codes = requantize(nhwc.reshape(-1, nhwc.shape[3]), packed.requantizer)
         return codes.reshape(x.shape if x.ndim == 2 else nhwc.shape)
 
@@ -142,8 +148,18 @@ class EmulatorKernels:
         return torch.from_numpy(np.ascontiguousarray(codes)).to(self._device)
 
 
+def _total(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Sum of exact sums; in float64 where there is more than one, since together they may leave float32."""
+    if len(parts) == 1:
+        return parts[0]
+    total = parts[0].to(torch.float64)
+    for part in parts[1:]:
+        total += part
+    return total
+
+
 def _centred(layer: Layer, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    real = x.to(dtype)
+    real = x.to(dtype, memory_format=torch.contiguous_format)
     zero_point = layer.sources[0].zero_point
     return real.sub_(zero_point) if zero_point else real
 

@@ -1,5 +1,6 @@
 """Weights and multipliers in the form that the emulator's kernels want, and the proof that floats suffice."""
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from npu_wire.layer_map import INT8_MAX, INT8_MIN, Int8Array
 
 _FLOAT32_INTEGERS = 1 << 24
 _FLOAT64_INTEGERS = 1 << 53
+_MAX_PARTS = 8
 
 
 @dataclass(frozen=True)
@@ -57,17 +59,30 @@ class Requantizer:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Weights of some of a layer's input channels; the layer's sum is the sum over its parts.
+
+    Attributes:
+        channels: which input channels.
+        weight: integer-valued float32 or float64, (out, channels / groups, h, w) or (out, channels).
+    """
+
+    channels: slice
+    weight: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Packed:
     """A layer's constants on the device.
 
     Attributes:
-        weight: integer-valued float32 or float64, (out, in / groups, h, w) or (out, in).
+        parts: weights of a convolution or fully connected layer.
         requantizer: of a convolution or fully connected layer.
         tables: int8, (256,) each, for Lut, Clamp and Concat; (65536,) for Add and Mul, entry (a + 128) * 256
             + b + 128.
     """
 
-    weight: torch.Tensor | None = None
+    parts: tuple[Part, ...] = ()
     requantizer: Requantizer | None = None
     tables: tuple[torch.Tensor, ...] = ()
 
@@ -76,12 +91,34 @@ def pack_weights(layer: Layer, prepared: Prepared, profile: Profile, device: tor
     """Packs a convolution or fully connected layer."""
     assert prepared.weights is not None
     assert prepared.multiplier is not None
-    codes = prepared.weights.codes
-    dtype = exact_dtype(largest_sum(codes, layer.sources[0].zero_point))
-    weight = torch.from_numpy(codes).to(device, dtype)
-    if isinstance(layer.kernel, Conv):
-        weight = weight.contiguous(memory_format=torch.channels_last)
-    return Packed(weight, _requantizer(layer, prepared, profile, device))
+    codes, zero_point = prepared.weights.codes, layer.sources[0].zero_point
+    grouped = isinstance(layer.kernel, Conv) and layer.kernel.groups > 1
+    parts = []
+    for channels in [slice(None)] if grouped else exact_slices(codes, zero_point):
+        part = np.ascontiguousarray(codes[:, channels])
+        weight = torch.from_numpy(part).to(device, exact_dtype(largest_sum(part, zero_point)))
+        order = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
+        parts.append(Part(channels, weight.contiguous(memory_format=order)))
+    return Packed(tuple(parts), _requantizer(layer, prepared, profile, device))
+
+
+def exact_slices(codes: Int8Array, zero_point: int) -> list[slice]:
+    """The fewest equal slices of input channels whose sums float32 holds; one slice if there are none.
+
+    Two convolutions in float32 take as long as one of twice the channels; one in float64 takes several times
+    that.
+
+    Args:
+        codes: weights, int8, shape (out, in, ...).
+        zero_point: of the input.
+    """
+    channels = codes.shape[1]
+    for count in range(1, min(channels, _MAX_PARTS) + 1):
+        edges = [channels * i // count for i in range(count + 1)]
+        slices = [slice(a, b) for a, b in itertools.pairwise(edges)]
+        if all(largest_sum(codes[:, s], zero_point) < _FLOAT32_INTEGERS for s in slices):
+            return slices
+    return [slice(0, channels)]
 
 
 def pack_tables(tables: tuple[Int8Array, ...], device: torch.device) -> Packed:

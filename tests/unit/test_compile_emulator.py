@@ -1,0 +1,120 @@
+"""Where floating-point kernels could leave the integers, and what a yielded tensor promises."""
+
+import numpy as np
+import pytest
+from onnx import helper
+from single_layers import BACKENDS, Scale, random_codes, single_layer
+
+from npu_server.backends.base import Backend, BackendOptions
+from npu_server.backends.emulator import EmulatorBackend
+from npu_server.backends.emulator.packing import exact_slices
+from npu_server.backends.reference import ReferenceBackend
+from npu_wire.errors import InvalidInput, InvalidProfile
+from npu_wire.layer_map import MemoryLayout
+
+
+@pytest.mark.parametrize(("channels", "slices"), [(128, 3), (512, 1)])
+def test_sums_beyond_float32_stay_exact(channels: int, slices: int) -> None:
+    """Weights 127, inputs 255, sums of 37 and 149 million: three float32 slices, or float64.
+
+    A bias cancels most of the sum, so that its low bits show.
+    """
+    rng = np.random.default_rng(0)
+    codes = np.full((4, channels, 3, 3), 127.0)
+    codes[:, :, 1, 1] -= rng.integers(0, 2, (4, channels))
+    batch = np.where(rng.random((2, channels, 3, 3)) < 0.999, 127, 126).astype(np.int8)
+    sums = np.einsum("nchw,ochw->no", batch.astype(np.int64) + 128, codes.astype(np.int64))
+    net = single_layer(
+        "onnxruntime",
+        [helper.make_node("Conv", ["x", "w", "b"], ["y"], "conv")],
+        (channels, 3, 3),
+        {"x": Scale(1.0, -128), "y": Scale(64.0, 0)},
+        {"w": codes.astype(np.float32), "b": np.full(4, -np.rint(sums.mean()), np.float32)},
+    )
+    weights = net.prepared.weights
+    assert weights.scales.tolist() == [1.0] * 4
+    assert len(exact_slices(weights.codes, -128)) == slices
+    expected = np.clip(np.rint((sums + weights.bias) / 64), -128, 127).reshape(2, 4, 1, 1)
+    for backend in BACKENDS:
+        np.testing.assert_array_equal(net.run(backend, batch)["y"], expected)
+
+
+def test_slices_hold_by_hand() -> None:
+    """Weights 127 in 1,024 channels, inputs up to 255: 33,162,240 takes two slices of 16,581,120."""
+    codes = np.full((1, 1024), 127, np.int8)
+    assert exact_slices(codes, -128) == [slice(0, 512), slice(512, 1024)]
+    # Half of them negative: each sign's sum alone stays below 2^24.
+    codes[:, ::2] = -127
+    assert exact_slices(codes, -128) == [slice(0, 1024)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_channel_in_a_batch(backend: type[Backend]) -> None:
+    """One channel, batch 2, unequal strides, which torch 2.13 gets wrong on a transposed view."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-127, 128, (1, 1, 3, 3)).astype(np.float32)
+    codes[0, 0, 0, 0] = 127
+    net = single_layer(
+        "onnxruntime",
+        [helper.make_node("Conv", ["x", "w"], ["y"], "conv", strides=[1, 2], pads=[0, 0, 0, 1])],
+        (1, 4, 3),
+        {"x": Scale(1.0, -128), "y": Scale(1024.0, 0)},
+        {"w": codes},
+    )
+    batch = random_codes(rng, 2, 1, 4, 3)
+    padded = np.pad(batch.astype(np.int64) + 128, ((0, 0), (0, 0), (0, 0), (0, 1)))[:, 0]
+    expected = [
+        [[(padded[n, i : i + 3, j : j + 3] * codes[0, 0]).sum() / 1024 for j in [0]] for i in (0, 1)]
+        for n in (0, 1)
+    ]
+    np.testing.assert_array_equal(net.run(backend, batch)["y"][:, 0], np.clip(np.rint(expected), -128, 127))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_yielded_tensors_stay_as_they_are(backend: type[Backend]) -> None:
+    """Nothing writes to a yielded tensor while later layers run; its bytes lie as the layer map says."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], "conv", pads=[1, 1, 1, 1]),
+        helper.make_node("MaxPool", ["a"], ["b"], "pool", kernel_shape=[1, 1]),
+        helper.make_node("Add", ["a", "b"], ["c"], "add"),
+        helper.make_node("Flatten", ["c"], ["y"], "flatten"),
+    ]
+    rng = np.random.default_rng(1)
+    weight = rng.normal(0, 0.2, (3, 3, 3, 3)).astype(np.float32)
+    net = single_layer(
+        "tflm", nodes, (3, 5, 4), {n: Scale(0.02, 0) for n in ("x", "a", "c", "y")}, {"w": weight}
+    )
+    program = backend(BackendOptions(profile="tflm")).compile(net.model, net.ranges)
+    layers = program.layer_map.layers
+    held = [
+        (t.layer, t.data, t.data.copy())
+        for t in program.forward(random_codes(rng, 2, 3, 5, 4), range(len(layers)))
+    ]
+    for i, (layer, data, copy) in enumerate(held):
+        np.testing.assert_array_equal(data, copy)
+        assert not any(np.shares_memory(data, other) for _, other, _ in held[:i])
+        last = layers[layer].output.layout is MemoryLayout.CHANNELS_LAST
+        assert (data.transpose(0, 2, 3, 1) if last else data).flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "error"),
+    [
+        (EmulatorBackend, BackendOptions(profile="tflm", device="npu9000"), InvalidInput),
+        (EmulatorBackend, BackendOptions(profile="tflm", device="meta"), InvalidInput),
+        (EmulatorBackend, BackendOptions(profile="tflm", extra={"speed": "warp"}), InvalidInput),
+        (EmulatorBackend, BackendOptions(), InvalidProfile),
+        (ReferenceBackend, BackendOptions(profile="tflm", device="cuda"), InvalidInput),
+        (ReferenceBackend, BackendOptions(profile="tflm", extra={"speed": "warp"}), InvalidInput),
+    ],
+)
+def test_options_are_checked(backend: type[Backend], options: BackendOptions, error: type[Exception]) -> None:
+    """What a backend cannot honour it refuses at construction."""
+    with pytest.raises(error):
+        backend(options)
+
+
+def test_both_backends_carry_the_same_hash() -> None:
+    """Equal profile, equal hash: the promise of equal bits."""
+    hashes = [b(BackendOptions(profile="acc16")).describe().fingerprint.profile_hash for b in BACKENDS]
+    assert hashes[0] == hashes[1]
