@@ -211,6 +211,8 @@ def _single_node_model(node: NodeProto, names: list[str], arrays: list[Array], o
 def _check_size(node: NodeProto, arrays: list[Array]) -> None:
     """Refuses a node whose result would be huge, before it is computed."""
     attributes = {a.name: a for a in node.attribute}
+    if "sparse_value" in attributes:
+        raise UnsupportedModel(f"node {node.name!r} ({node.op_type}): sparse constants are not supported")
     size = 0
     try:
         if node.op_type in _ELEMENTWISE:

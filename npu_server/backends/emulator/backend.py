@@ -4,6 +4,7 @@ import torch
 
 from npu_server.backends.base import BackendOptions, Capabilities, Fingerprint, Health, Program, Ranges
 from npu_server.backends.emulator.kernels import EmulatorKernels
+from npu_server.backends.emulator.requantize import compile_kernels
 from npu_server.compile.operators import OPERATORS
 from npu_server.compile.program import compile_program
 from npu_server.numerics.profile import load_profile
@@ -44,7 +45,7 @@ class EmulatorBackend:
         return Capabilities(fingerprint, OPERATORS, MAX_BATCH, location=str(self._device))
 
     def open(self) -> None:
-        """Takes the device and sets torch's threads.
+        """Takes the device, sets torch's threads, compiles kernels.
 
         Raises:
             DeviceFault: the GPU is not there, or its arithmetic is not exact.
@@ -53,6 +54,8 @@ class EmulatorBackend:
             raise DeviceFault("torch finds no CUDA device; use --device cpu")
         if self._threads:
             torch.set_num_threads(self._threads)
+        if self._device.type == "cpu":
+            compile_kernels()
         health = self.probe()
         if not health.ok:
             raise DeviceFault(health.detail)

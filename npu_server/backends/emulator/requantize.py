@@ -32,6 +32,15 @@ def requantize_torch(sums: torch.Tensor, r: Requantizer) -> torch.Tensor:
     return (v + r.zero_point).clamp(r.low, r.high).to(torch.int8)
 
 
+def compile_kernels() -> None:
+    """Compiles the numba kernels now, so that no batch waits for it."""
+    one = torch.ones(1, dtype=torch.int64)
+    for fixed_point in (True, False):
+        r = Requantizer(fixed_point, one, one, one, one, one, torch.ones(1), 32, True, 0, -128, 127)
+        for dtype in (torch.float32, torch.float64):
+            _requantize_numba(torch.ones((1, 1), dtype=dtype), r)
+
+
 def _requantize_numba(sums: torch.Tensor, r: Requantizer) -> torch.Tensor:
     out = torch.empty(sums.shape, dtype=torch.int8)
     limit = 1 << (r.accumulator_bits - 1)
