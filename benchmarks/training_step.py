@@ -2,9 +2,9 @@
 
     python benchmarks/training_step.py [--size 96] [--batch 32] [--rounds 9] [--profile tflm]
 
-MobileNetV2 (3.5 M parameters). In every round each contestant takes one step, in turn, so that a machine that
-slows down slows all of them; medians and their ratio to plain FP32 training are printed. The trainer is pinned
-to one core with one thread and the embedded server to another, where the machine has two.
+MobileNetV2 (3.5 M parameters). In every round each contestant takes one step in turn, so a machine that slows
+down slows all of them; medians and their ratio to plain FP32 training are printed. The trainer is pinned to
+one core with one thread and the embedded server to another, where the machine has two.
 """
 
 import argparse

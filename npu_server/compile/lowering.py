@@ -153,8 +153,9 @@ def _layer(
         inputs=operation.inputs,
         fused_nodes=operation.nodes,
         parameters=tuple(parameters),
-        # A bound that is the activation's own is no loss: there the float network is flat as well.
-        saturation_low=INT8_MIN - 1 if bounded_low else INT8_MIN,
+        # A bound that is the activation's own is no loss: there the float network is flat as well. Nor is
+        # the code of real 0 in a tensor that never was negative.
+        saturation_low=INT8_MIN - 1 if bounded_low or quantization.zero_point == INT8_MIN else INT8_MIN,
         saturation_high=INT8_MAX + 1 if bounded_high else INT8_MAX,
         moves_data_only=isinstance(kernel, MaxPool | Reshape | Pad)
         or (isinstance(kernel, Concat) and all(source == quantization for source in sources)),
