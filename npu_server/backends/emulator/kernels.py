@@ -4,8 +4,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from npu_server.backends.emulator.matrix import (
+    centred,
+    convolve,
+    convolve_by_columns,
+    image_first,
+    multiply,
+    pad_image,
+)
 from npu_server.backends.emulator.packing import Packed, pack_pairs, pack_tables, pack_weights
-from npu_server.backends.emulator.requantize import requantize
+from npu_server.backends.emulator.tables import look_up, look_up_pairs
 from npu_server.compile.graph import (
     Add,
     AveragePool,
@@ -74,24 +82,17 @@ class EmulatorKernels:
         kernel, x = layer.kernel, inputs[0]
         match kernel:
             case Conv():
-                return self._convolve(layer, kernel, packed, x)
+                return convolve(layer, kernel, packed, x)
             case Gemm():
-                assert packed.requantizer is not None
-                sums = _total(
-                    [
-                        F.linear(_centred(layer, x[..., p.channels], p.weight.dtype), p.weight)
-                        for p in packed.parts
-                    ]
-                )
-                return requantize(sums.reshape(-1, sums.shape[-1]), packed.requantizer).reshape(sums.shape)
+                return multiply(layer, packed, x)
             case Add() | Mul():
-                return _look_up_pairs(packed.tables[0], x, inputs[1])
+                return look_up_pairs(packed.tables[0], x, inputs[1])
             case Lut() | Clamp():
-                return _look_up(packed.tables[0], x)
+                return look_up(packed.tables[0], x)
             case Concat():
                 axis = {1: 3, 2: 1, 3: 2}[kernel.axis] if x.ndim == 4 else kernel.axis
                 return torch.cat(
-                    [_look_up(t, v) for t, v in zip(packed.tables, inputs, strict=True)], dim=axis
+                    [look_up(t, v) for t, v in zip(packed.tables, inputs, strict=True)], dim=axis
                 )
             case MaxPool():
                 return _max_pool(x, kernel.window)
@@ -106,30 +107,10 @@ class EmulatorKernels:
                 codes = self._average(layer, sums, counts, self._profile.mean)
                 return codes.reshape(len(x), 1, 1, -1) if len(layer.shape) == 3 else codes
             case Pad():
-                return _pad(x, kernel.pads, layer.output.zero_point)
+                return pad_image(x, kernel.pads, layer.output.zero_point)
             case Reshape():
                 return _reshape(x, layer.shape)
         raise AssertionError(f"no kernel for {kernel}")
-
-    def _convolve(self, layer: Layer, kernel: Conv, packed: Packed, x: torch.Tensor) -> torch.Tensor:
-        assert packed.requantizer is not None
-        image = x.reshape(len(x), 1, 1, -1) if x.ndim == 2 else x
-        window = kernel.window
-        top, left, bottom, right = window.pads
-        symmetric = (top, left) == (bottom, right)
-        padding = (top, left) if symmetric else (0, 0)
-        convolve = F.conv2d if x.device.type == "cpu" else _convolve_by_columns
-        sums = []
-        for part in packed.parts:
-            centred = _centred(layer, image[..., part.channels], part.weight.dtype)
-            nchw = _image_first(centred if symmetric else _pad(centred, window.pads, 0))
-            nchw_sums = convolve(
-                nchw, part.weight, None, window.strides, padding, window.dilations, kernel.groups
-            )
-            sums.append(nchw_sums.permute(0, 2, 3, 1))
-        nhwc = _total(sums).contiguous()
-        codes = requantize(nhwc.reshape(-1, nhwc.shape[3]), packed.requantizer)
-        return codes.reshape(x.shape if x.ndim == 2 else nhwc.shape)
 
     def _average_pool(self, layer: Layer, kernel: AveragePool, x: torch.Tensor) -> torch.Tensor:
         if self._profile.average_pool.method == "float32_sum":
@@ -148,81 +129,23 @@ class EmulatorKernels:
         return torch.from_numpy(np.ascontiguousarray(codes)).to(self._device)
 
 
-def _total(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Sum of exact sums; in float64 where there is more than one, since together they may leave float32."""
-    if len(parts) == 1:
-        return parts[0]
-    total = parts[0].to(torch.float64)
-    for part in parts[1:]:
-        total += part
-    return total
-
-
-def _centred(layer: Layer, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    real = x.to(dtype, memory_format=torch.contiguous_format)
-    zero_point = layer.sources[0].zero_point
-    return real.sub_(zero_point) if zero_point else real
-
-
-def _image_first(nhwc: torch.Tensor) -> torch.Tensor:
-    """(N, C, H, W) on the same memory."""
-    if nhwc.shape[3] > 1:
-        return nhwc.permute(0, 3, 1, 2)
-    # With one channel both orders are the same memory, but torch 2.13 on oneDNN convolves wrongly (batch > 1)
-    # where the # strides are those of a transposed view.
-    return nhwc.reshape(len(nhwc), 1, nhwc.shape[1], nhwc.shape[2])
-
-
-def _convolve_by_columns(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-) -> torch.Tensor:
-    """Convolution as a matrix product: cuDNN may choose Winograd or FFT, which leave the integers."""
-    out, per_group, *size = weight.shape
-    columns = F.unfold(x, tuple(size), dilation, padding, stride).reshape(
-        len(x), groups, per_group * size[0] * size[1], -1
-    )
-    sums = torch.matmul(weight.reshape(groups, out // groups, -1), columns)
-    reach = [(k - 1) * d + 1 for k, d in zip(size, dilation, strict=True)]
-    height = (x.shape[2] + 2 * padding[0] - reach[0]) // stride[0] + 1
-    return sums.reshape(len(x), out, height, -1)
-
-
-def _look_up(table: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return table[x.to(torch.int32) + 128]
-
-
-def _look_up_pairs(table: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return table[((a.to(torch.int32) + 128) << 8) + (b.to(torch.int32) + 128)]
-
-
-def _pad(x: torch.Tensor, pads: tuple[int, int, int, int], value: float) -> torch.Tensor:
-    top, left, bottom, right = pads
-    return F.pad(x, (0, 0, left, right, top, bottom), value=value)
-
-
 def _with_overhang(window: Window) -> tuple[int, int, int, int]:
     top, left, bottom, right = window.pads
     return top, left, bottom + window.overhang[0], right + window.overhang[1]
 
 
 def _max_pool(x: torch.Tensor, window: Window) -> torch.Tensor:
-    padded = _pad(x, _with_overhang(window), INT8_MIN).to(torch.float32).permute(0, 3, 1, 2)
+    padded = pad_image(x, _with_overhang(window), INT8_MIN).to(torch.float32).permute(0, 3, 1, 2)
     pooled = F.max_pool2d(padded, window.kernel, window.strides, 0, window.dilations)
     return pooled.permute(0, 2, 3, 1).to(torch.int8).contiguous()
 
 
 def _window_sums(layer: Layer, x: torch.Tensor, window: Window) -> torch.Tensor:
     """Sums of centred codes over each window, int64, (N, H, W, C); float64 holds them all."""
-    centred = _pad(_centred(layer, x, torch.float64), _with_overhang(window), 0)
+    codes = pad_image(centred(layer, x, torch.float64), _with_overhang(window), 0)
     ones = torch.ones((x.shape[3], 1, *window.kernel), dtype=torch.float64, device=x.device)
-    convolve = F.conv2d if x.device.type == "cpu" else _convolve_by_columns
-    sums = convolve(_image_first(centred), ones, None, window.strides, (0, 0), window.dilations, x.shape[3])
+    convolution = F.conv2d if x.device.type == "cpu" else convolve_by_columns
+    sums = convolution(image_first(codes), ones, None, window.strides, (0, 0), window.dilations, x.shape[3])
     return sums.permute(0, 2, 3, 1).to(torch.int64).contiguous()
 
 
