@@ -1,5 +1,7 @@
 """The reference backend: the arithmetic of a profile, written to be read. It is the specification."""
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 
 from npu_server.backends.base import BackendOptions, Capabilities, Fingerprint, Health, Program, Ranges
@@ -24,7 +26,7 @@ from npu_server.compile.sliding import average_windows, positions
 from npu_server.compile.weights import Prepared
 from npu_server.numerics import elementwise
 from npu_server.numerics.profile import Profile, load_profile
-from npu_server.numerics.requantize import accumulate, requantize
+from npu_server.numerics.requantize import accumulate, requantize, saturating_sum
 from npu_server.numerics.scales import Int64Array
 from npu_wire.errors import InvalidInput
 from npu_wire.layer_map import INT8_MIN, Int8Array, MemoryLayout
@@ -87,6 +89,7 @@ class ReferenceKernels:
             profile: the arithmetic.
         """
         self._profile = profile
+        self._every_mac = profile.accumulator.where == "every_mac"
 
     def pack(self, layer: Layer, prepared: Prepared) -> Prepared:
         """Nothing to pack."""
@@ -110,18 +113,12 @@ class ReferenceKernels:
         kernel, x, out, profile = layer.kernel, inputs[0], layer.output, self._profile
         match kernel:
             case Conv():
-                image = x.reshape(*x.shape, 1, 1) if x.ndim == 2 else x
-                return self._finish(
-                    _convolve(_centred(layer, image), prepared, kernel), layer, prepared, axis=1
-                )
+                image = _centred(layer, x.reshape(*x.shape, 1, 1) if x.ndim == 2 else x)
+                products = _convolution_products(image, prepared, kernel, self._every_mac)
+                return self._finish(products, layer, prepared, axis=1)
             case Gemm():
-                assert prepared.weights is not None
-                return self._finish(
-                    _centred(layer, x) @ prepared.weights.codes.astype(np.int64).T,
-                    layer,
-                    prepared,
-                    axis=x.ndim - 1,
-                )
+                products = _matrix_products(_centred(layer, x), prepared, self._every_mac)
+                return self._finish(products, layer, prepared, axis=x.ndim - 1)
             case Add() | Mul():
                 operator = elementwise.add if isinstance(kernel, Add) else elementwise.mul
                 return operator(x, layer.sources[0], inputs[1], layer.sources[1], layer.scale, out, profile)
@@ -138,9 +135,7 @@ class ReferenceKernels:
                 return average_windows(layer, kernel, x, profile)
             case Mean():
                 total, count = _centred(layer, x).sum(axis=(2, 3)), np.array(x.shape[2] * x.shape[3])
-                return elementwise.average(
-                    total, count, layer.sources[0], layer.scale, out, profile.mean, profile
-                )
+                return elementwise.average(total, count, layer.sources[0], layer.scale, out, "mean", profile)
             case Pad():
                 top, left, bottom, right = kernel.pads
                 return np.pad(
@@ -150,15 +145,19 @@ class ReferenceKernels:
                 return x.copy()
         raise AssertionError(f"no kernel for {kernel}")
 
-    def _finish(self, total: Int64Array, layer: Layer, prepared: Prepared, axis: int) -> Int8Array:
+    def _finish(
+        self, products: Iterable[Int64Array], layer: Layer, prepared: Prepared, axis: int
+    ) -> Int8Array:
         """Bias, accumulator, requantization; `axis` holds the output channels."""
         assert prepared.weights is not None
         assert prepared.multiplier is not None
-        channels_last = np.moveaxis(total, axis, -1) + prepared.weights.bias
-        codes = requantize(
-            accumulate(channels_last, self._profile.accumulator), prepared.multiplier, layer.output
-        )
-        return np.moveaxis(codes, -1, axis)
+        bias, rule = prepared.weights.bias, self._profile.accumulator
+        channels_last = (np.moveaxis(product, axis, -1) for product in products)
+        if self._every_mac:
+            held = saturating_sum(bias, channels_last, rule)
+        else:
+            held = accumulate(sum(channels_last, bias), rule)
+        return np.moveaxis(requantize(held, prepared.multiplier, layer.output), -1, axis)
 
 
 def _centred(layer: Layer, x: Int8Array) -> Int64Array:
@@ -166,17 +165,29 @@ def _centred(layer: Layer, x: Int8Array) -> Int64Array:
     return x.astype(np.int64) - layer.sources[0].zero_point
 
 
-def _convolve(x: Int64Array, prepared: Prepared, kernel: Conv) -> Int64Array:
-    """Sum over the window and the input channels of each group, (N, out, height, width)."""
+def _convolution_products(
+    x: Int64Array, prepared: Prepared, kernel: Conv, one_by_one: bool
+) -> Iterator[Int64Array]:
+    """What is added up, (N, out, height, width) each, window position by window position.
+
+    `one_by_one`: input channel by input channel as well, instead of all of a position together.
+    """
     assert prepared.weights is not None
     codes = prepared.weights.codes.astype(np.int64)
     out, per_group, height, width = codes.shape
     grouped = codes.reshape(kernel.groups, out // kernel.groups, per_group, height * width)
-    total: Int64Array = np.zeros(1, np.int64)
     for k, covered in enumerate(positions(x, kernel.window, 0)):
         n, _, rows, columns = covered.shape
-        part = np.einsum(
-            "ngchw,goc->ngohw", covered.reshape(n, kernel.groups, per_group, rows, columns), grouped[..., k]
-        ).reshape(n, out, rows, columns)
-        total = total + part
-    return total
+        channels = covered.reshape(n, kernel.groups, per_group, rows, columns)
+        for some in [slice(c, c + 1) for c in range(per_group)] if one_by_one else [slice(None)]:
+            yield np.einsum("ngchw,goc->ngohw", channels[:, :, some], grouped[:, :, some, k]).reshape(
+                n, out, rows, columns
+            )
+
+
+def _matrix_products(x: Int64Array, prepared: Prepared, one_by_one: bool) -> Iterator[Int64Array]:
+    """What is added up, (..., out) each: input by input, or all of them together."""
+    assert prepared.weights is not None
+    codes = prepared.weights.codes.astype(np.int64).T
+    for some in [slice(i, i + 1) for i in range(len(codes))] if one_by_one else [slice(None)]:
+        yield x[..., some] @ codes[some]

@@ -30,6 +30,8 @@ from npu_wire.errors import NotCalibrated
 from npu_wire.layer_map import INT8_MAX, INT8_MIN, LayerMap, LayerSpec, MemoryLayout, TensorSpec
 
 _KNOWN_RANGES = {"Sigmoid": (0.0, 1.0), "HardSigmoid": (0.0, 1.0)}
+# TFLite's quantization specification, LOGISTIC and TANH.
+_FIXED = {"Sigmoid": Quantization(1 / 256, -128), "Tanh": Quantization(1 / 128, 0)}
 
 
 @dataclass(frozen=True)
@@ -119,14 +121,17 @@ def _output_quantization(
     kernel = operation.kernel
     if isinstance(kernel, MaxPool | Reshape | Pad):
         return sources[0]
-    if isinstance(kernel, AveragePool) and profile.average_pool.method == "input_scale":
+    if isinstance(kernel, AveragePool) and profile.average_pool.method in ("input_scale", "reciprocal"):
         return sources[0]
     if isinstance(kernel, Mean) and profile.mean.method == "input_scale":
         return sources[0]
-    if operation.output not in ranges and isinstance(kernel, Lut) and len(kernel.steps) == 1:
+    if isinstance(kernel, Lut) and len(kernel.steps) == 1:
         function = kernel.steps[0].kernel
-        if isinstance(function, Function) and function.name in _KNOWN_RANGES:
-            return activation_quantization(operation.output, *_KNOWN_RANGES[function.name], profile)
+        name = function.name if isinstance(function, Function) else ""
+        if profile.lut.output == "fixed" and name in _FIXED:
+            return _FIXED[name]
+        if operation.output not in ranges and name in _KNOWN_RANGES:
+            return activation_quantization(operation.output, *_KNOWN_RANGES[name], profile)
     return _from_range(operation.output, ranges, profile)
 
 

@@ -58,4 +58,4 @@ def average_windows(layer: Layer, kernel: AveragePool, x: Int8Array, profile: Pr
     total = np.zeros(1, np.int64)
     for codes in positions(x.astype(np.int64) - source.zero_point, kernel.window, 0):
         total = total + codes
-    return average(total, count, source, layer.scale, layer.output, profile.average_pool, profile)
+    return average(total, count, source, layer.scale, layer.output, "average_pool", profile)

@@ -54,7 +54,11 @@ def prepare(layer: Layer, constants: Constants, profile: Profile) -> Prepared:
     if isinstance(kernel, Conv | Gemm):
         return _prepare_weights(layer, fold(kernel, constants), profile)
     if isinstance(kernel, Clamp):
-        return Prepared(tables=(rescale_table(layer.sources[0], layer.scale, layer.output, profile),))
+        return Prepared(
+            tables=(
+                rescale_table(layer.sources[0], layer.scale, layer.output, profile.requantize_in("clamp")),
+            )
+        )
     if isinstance(kernel, Concat):
         return Prepared(
             tables=tuple(concat_table(source, layer.scale, layer.output, profile) for source in layer.sources)
@@ -123,7 +127,9 @@ def _prepare_weights(layer: Layer, folded: tuple[Float32Array, Float32Array], pr
     source = layer.sources[0].scale
     weights = quantize_weights(weight, bias, source, layer.scale, profile)
     try:
-        multiplier = make_multiplier(weights.scales * source, layer.scale, profile.requantize)
+        fully_connected = isinstance(layer.kernel, Gemm)
+        rule = profile.requantize_in("fully_connected") if fully_connected else profile.requantize
+        multiplier = make_multiplier(weights.scales * source, layer.scale, rule)
     except InvalidInput as error:
         raise InvalidInput(f"layer {layer.spec.name!r}: {error}") from error
     return Prepared(weights=weights, multiplier=multiplier)

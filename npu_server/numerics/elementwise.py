@@ -1,11 +1,13 @@
 """Additions, products, concatenation operands, tables and averages of INT8 tensors, in NumPy."""
 
 from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
 import numpy as np
 
-from npu_server.numerics.profile import AverageRule, Profile
+from npu_server.numerics.profile import Profile
 from npu_server.numerics.requantize import Output, make_multiplier, requantize, scale_and_round, to_int8
+from npu_server.numerics.rules import AverageRule, RequantizeRule
 from npu_server.numerics.scales import Float64Array, Int64Array, Quantization
 from npu_wire.layer_map import INT8_MAX, INT8_MIN, Int8Array
 
@@ -24,7 +26,9 @@ def add(
 ) -> Int8Array:
     """Sum of two INT8 tensors that broadcast, in the output's scale (`AddRule`)."""
     x, y = a.astype(np.int64) - qa.zero_point, b.astype(np.int64) - qb.zero_point
-    rule = profile.requantize
+    rule = profile.requantize_in("add")
+    if profile.add.method == "multiplier_20bit":
+        return _add_multiplier_20bit(x, qa.scale, y, qb.scale, scale, out)
     if profile.add.method == "int8":
         x = to_int8(scale_and_round(x, make_multiplier(np.array(qa.scale), scale, rule)), Output(0)).astype(
             np.int64
@@ -40,6 +44,16 @@ def add(
         y = scale_and_round(y << bits, make_multiplier(np.array(qb.scale), common, rule))
         return requantize(x + y, make_multiplier(np.array(common), 2.0**bits * scale, rule), out)
     return _add_float32(a, qa, b, qb, scale, out)
+
+
+def _add_multiplier_20bit(
+    x: Int64Array, scale_x: float, y: Int64Array, scale_y: float, scale: float, out: Output
+) -> Int8Array:
+    """XNNPACK's qs8-vadd-minmax: the larger ratio takes 20 bits, one shift rounds half up."""
+    ratio_x, ratio_y = np.float32(scale_x) / np.float32(scale), np.float32(scale_y) / np.float32(scale)
+    shift = 20 - int(np.frexp(max(ratio_x, ratio_y))[1])
+    factor_x, factor_y = (int(np.rint(np.ldexp(np.float64(ratio), shift))) for ratio in (ratio_x, ratio_y))
+    return to_int8((x * factor_x + y * factor_y + (1 << (shift - 1))) >> shift, out)
 
 
 def _add_float32(
@@ -69,27 +83,32 @@ def mul(
 ) -> Int8Array:
     """Product of two INT8 tensors that broadcast, in the output's scale."""
     product = (a.astype(np.int64) - qa.zero_point) * (b.astype(np.int64) - qb.zero_point)
-    if profile.requantize.multiplier == "float32":
+    rule = profile.requantize_in("mul")
+    if rule.multiplier == "float32":
         factor = np.float32(qa.scale) * np.float32(qb.scale) / np.float32(scale)
         real = product.astype(np.float32) * factor
-        if profile.mul.zero_point == "before_rounding":
+        if rule.zero_point == "before_rounding":
             return to_int8(np.rint(real + np.float32(out.zero_point)).astype(np.int64) - out.zero_point, out)
         return to_int8(np.rint(real).astype(np.int64), out)
-    return requantize(product, make_multiplier(np.array(qa.scale * qb.scale), scale, profile.requantize), out)
+    return requantize(product, make_multiplier(np.array(qa.scale * qb.scale), scale, rule), out)
 
 
-def rescale_table(source: Quantization, scale: float, out: Output, profile: Profile) -> Int8Array:
-    """For each code of one scale the code in another, by the requantize rule; shape (256,)."""
+def rescale_table(source: Quantization, scale: float, out: Output, rule: RequantizeRule) -> Int8Array:
+    """For each code of one scale the code in another, by a requantize rule; shape (256,)."""
     if source == Quantization(scale, out.zero_point):
         return np.clip(CODES, out.low, out.high).astype(np.int8)
-    multiplier = make_multiplier(np.array(source.scale), scale, profile.requantize)
+    multiplier = make_multiplier(np.array(source.scale), scale, rule)
     return requantize(CODES.astype(np.int64) - source.zero_point, multiplier, out)
 
 
 def concat_table(source: Quantization, scale: float, out: Output, profile: Profile) -> Int8Array:
     """For each code of an operand the code in the output's scale (`ConcatRule`); shape (256,)."""
     if profile.concat.method == "requantize":
-        return rescale_table(source, scale, out, profile)
+        return rescale_table(source, scale, out, profile.requantize_in("concat"))
+    if profile.concat.method == "multiplier_8bit":
+        # XNNPACK's qs8-vcvt.
+        factor = int(np.rint(256 * np.float64(np.float32(source.scale) / np.float32(scale))))
+        return to_int8(((CODES.astype(np.int64) - source.zero_point) * factor + 128) >> 8, out)
     real = (CODES.astype(np.float32) - np.float32(source.zero_point)) * np.float32(source.scale)
     return to_int8(np.rint(real / np.float32(scale)).astype(np.int64), out)
 
@@ -101,8 +120,12 @@ def function_table(
     out: Output,
     profile: Profile,
 ) -> Int8Array:
-    """For each code the code of a function's value, computed in float64; shape (256,)."""
-    real = function((CODES.astype(np.float64) - source.zero_point) * source.scale) / scale
+    """For each code the code of a function's value (`LutRule`); shape (256,)."""
+    if profile.lut.arithmetic == "float32":
+        inputs: Any = (CODES.astype(np.float32) - np.float32(source.zero_point)) * np.float32(source.scale)
+        real: Any = function(inputs).astype(np.float32) * (np.float32(1) / np.float32(scale))
+    else:
+        real = function((CODES.astype(np.float64) - source.zero_point) * source.scale) / scale
     # Clipped while still real: an integer cannot hold what a wide function may yield.
     real = np.clip(real, -1024.0, 1024.0)
     if profile.lut.rounding == "half_even":
@@ -118,7 +141,7 @@ def average(
     source: Quantization,
     scale: float,
     out: Output,
-    rule: AverageRule,
+    operator: Literal["mean", "average_pool"],
     profile: Profile,
 ) -> Int8Array:
     """Average of windows from their sums.
@@ -127,27 +150,34 @@ def average(
         total: sum of (code - zero point) over each window, int64.
         count: elements of each window, int64, >= 1, broadcasts with total.
         source: of the input.
-        scale: of the output; the input's for "input_scale".
+        scale: of the output; the input's for "input_scale" and "reciprocal".
         out: zero point and clamp of the output.
-        rule: of this operator.
+        operator: whose rule of the profile it is.
         profile: the arithmetic.
     """
+    rule: AverageRule = getattr(profile, operator)
     if rule.method == "input_scale":
         codes = total + count * source.zero_point
         return to_int8(_divide(codes, count, rule.rounding), Output(0, out.low, out.high))
-    kind = profile.requantize.multiplier
+    if rule.method == "reciprocal":
+        return to_int8(_times_reciprocal(total, count), out)
+    requantization = profile.requantize_in(operator)
+    kind = requantization.multiplier
     if kind == "float32":
         factor = np.float32(source.scale) / (np.float32(scale) * count.astype(np.float32))
-        return to_int8(np.rint(total.astype(np.float32) * factor).astype(np.int64), out)
+        real = total.astype(np.float32) * factor
+        if requantization.zero_point == "before_rounding":
+            return to_int8(np.rint(real + np.float32(out.zero_point)).astype(np.int64) - out.zero_point, out)
+        return to_int8(np.rint(real).astype(np.int64), out)
     if kind == "power_of_two":
         exponent = int(np.frexp(source.scale)[1] - np.frexp(scale)[1])
         numerator, denominator = total << max(exponent, 0), count << max(-exponent, 0)
-        return to_int8(_divide(numerator, denominator, profile.requantize.rounding), out)
+        return to_int8(_divide(numerator, denominator, requantization.rounding), out)
     codes = np.empty(total.shape, np.int8)
     counts = np.broadcast_to(count, total.shape)
     for n in np.unique(counts):
         where = counts == n
-        codes[where] = _mean_q31(total[where], int(n), source.scale, scale, out, profile)
+        codes[where] = _mean_q31(total[where], int(n), source.scale, scale, out, requantization)
     return codes
 
 
@@ -172,15 +202,23 @@ def average_float32(
 
 
 def _mean_q31(
-    total: Int64Array, count: int, source: float, scale: float, out: Output, profile: Profile
+    total: Int64Array, count: int, source: float, scale: float, out: Output, rule: RequantizeRule
 ) -> Int8Array:
     """TFLite's integer mean: 1/count is folded into the Q31 mantissa, with as many bits as fit in 32."""
-    multiplier = make_multiplier(np.array(source), scale, profile.requantize)
+    multiplier = make_multiplier(np.array(source), scale, rule)
     exponent = 31 - int(multiplier.shift)
     bits = max(0, min(count.bit_length() - 1, 32, 31 + exponent))
     mantissa = np.array((int(multiplier.mantissa) << bits) // count)
     folded = type(multiplier)(multiplier.rule, mantissa, multiplier.shift + bits, multiplier.factor)
     return requantize(total, folded, out)
+
+
+def _times_reciprocal(total: Int64Array, count: Int64Array) -> Int64Array:
+    """TOSA's AVG_POOL2D: reciprocal_scale(count), then apply_scale_32 with a single rounding."""
+    bits = np.ceil(np.log2(count)).astype(np.int64)
+    mantissa = (np.int64((1 << 30) + 1) << bits) // count
+    rounded: Int64Array = (total * mantissa + (np.int64(1) << (29 + bits))) >> (30 + bits)
+    return rounded
 
 
 def _divide(numerator: Int64Array, denominator: Int64Array, rounding: str) -> Int64Array:

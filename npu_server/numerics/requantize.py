@@ -1,11 +1,12 @@
 """From an accumulator to an INT8 code: the specification, in NumPy int64, one step a line."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from npu_server.numerics.profile import AccumulatorRule, RequantizeRule
+from npu_server.numerics.rules import AccumulatorRule, RequantizeRule
 from npu_server.numerics.scales import Float64Array, Int64Array
 from npu_wire.errors import InvalidInput
 from npu_wire.layer_map import INT8_MAX, INT8_MIN, Int8Array
@@ -79,6 +80,20 @@ def accumulate(total: Int64Array, rule: AccumulatorRule) -> Int64Array:
     return ((total + limit) & (2 * limit - 1)) - limit
 
 
+def saturating_sum(start: Int64Array, products: Iterable[Int64Array], rule: AccumulatorRule) -> Int64Array:
+    """A register that overflows on every addition, in the order of the products.
+
+    Args:
+        start: what it begins with, the bias; broadcasts with the products.
+        products: one addition each.
+        rule: the register.
+    """
+    total = start
+    for product in products:
+        total = accumulate(total + product, rule)
+    return total
+
+
 def scale_and_round(value: Int64Array, multiplier: Multiplier) -> Int64Array:
     """Multiplies and rounds to an integer by the rule; the last axis of value is the channels."""
     rule = multiplier.rule
@@ -93,7 +108,7 @@ def scale_and_round(value: Int64Array, multiplier: Multiplier) -> Int64Array:
     if rule.steps == 1:
         return _divide_by_power(product, multiplier.shift, "half_up")
     # gemmlowp: a doubling high multiplication rounds to 31 bits, then what is left of the shift rounds once
-    # more. # A left shift (ratio > 1) precedes the multiplication, so its rounding works on that many bits
+    # more. A left shift (ratio > 1) precedes the multiplication, so its rounding works on that many bits
     # less.
     high = _divide_by_power(product, np.minimum(multiplier.shift, 31), "half_up")
     return _divide_by_power(high, np.maximum(multiplier.shift - 31, 0), rule.rounding)

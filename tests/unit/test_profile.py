@@ -10,9 +10,17 @@ from npu_wire.errors import InvalidProfile
 TFLM = resources.files("npu_server").joinpath("profiles/tflm.toml").read_text("utf-8")
 
 
-def test_four_profiles_ship() -> None:
+def test_profiles_ship() -> None:
     """The names are part of the product."""
-    assert list_profiles() == ("acc16", "onnxruntime", "pow2-trunc", "tflm")
+    assert list_profiles() == (
+        "acc16",
+        "acc16-wrap",
+        "acc18",
+        "onnxruntime",
+        "pow2-trunc",
+        "pow2-trunc-per-channel",
+        "tflm",
+    )
 
 
 @pytest.mark.parametrize("name", list_profiles())
@@ -39,7 +47,11 @@ def test_hash_covers_arithmetic_only() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("steps = 2", "stepz = 2", r"f: unknown key requantize\.stepz; legal: multiplier, rounding, steps"),
+        (
+            "steps = 2",
+            "stepz = 2",
+            r"f: unknown key requantize\.stepz; legal: multiplier, rounding, steps, zero_point",
+        ),
         ("steps = 2", "", r"f: missing key requantize\.steps"),
         ("[lut]", "[luts]", r"f: unknown key luts; legal: "),
         ("bits = 32", "bits = 64", r"f: accumulator\.bits = 64; legal: 8\.\.32"),

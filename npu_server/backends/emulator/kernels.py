@@ -1,5 +1,7 @@
 """One method a kind of layer. Images are int8 (N, H, W, C) in memory, everything else as its shape says."""
 
+from typing import Literal
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -33,7 +35,7 @@ from npu_server.compile.lowering import Layer
 from npu_server.compile.sliding import average_windows, window_counts
 from npu_server.compile.weights import Prepared
 from npu_server.numerics.elementwise import average
-from npu_server.numerics.profile import AverageRule, Profile
+from npu_server.numerics.profile import Profile
 from npu_server.numerics.scales import Int64Array
 from npu_wire.layer_map import INT8_MIN, Int8Array, MemoryLayout
 
@@ -104,7 +106,7 @@ class EmulatorKernels:
                     - x.shape[1] * x.shape[2] * layer.sources[0].zero_point
                 )
                 counts = np.array(x.shape[1] * x.shape[2])
-                codes = self._average(layer, sums, counts, self._profile.mean)
+                codes = self._average(layer, sums, counts, "mean")
                 return codes.reshape(len(x), 1, 1, -1) if len(layer.shape) == 3 else codes
             case Pad():
                 return pad_image(x, kernel.pads, layer.output.zero_point)
@@ -118,14 +120,14 @@ class EmulatorKernels:
             codes = average_windows(layer, kernel, x.cpu().numpy().transpose(0, 3, 1, 2), self._profile)
             return torch.from_numpy(np.ascontiguousarray(codes.transpose(0, 2, 3, 1))).to(self._device)
         counts = window_counts(kernel, (x.shape[1], x.shape[2])).transpose(0, 2, 3, 1)
-        return self._average(layer, _window_sums(layer, x, kernel.window), counts, self._profile.average_pool)
+        return self._average(layer, _window_sums(layer, x, kernel.window), counts, "average_pool")
 
     def _average(
-        self, layer: Layer, sums: torch.Tensor, counts: Int64Array, rule: AverageRule
+        self, layer: Layer, sums: torch.Tensor, counts: Int64Array, operator: Literal["mean", "average_pool"]
     ) -> torch.Tensor:
         # These tensors are small: the specification itself finishes them.
         totals: Int64Array = sums.cpu().numpy()
-        codes = average(totals, counts, layer.sources[0], layer.scale, layer.output, rule, self._profile)
+        codes = average(totals, counts, layer.sources[0], layer.scale, layer.output, operator, self._profile)
         return torch.from_numpy(np.ascontiguousarray(codes)).to(self._device)
 
 

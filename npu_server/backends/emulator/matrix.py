@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 
+from npu_server.backends.emulator.accumulate import saturating_sums
 from npu_server.backends.emulator.packing import Packed
 from npu_server.backends.emulator.requantize import requantize
 from npu_server.compile.graph import Conv
@@ -13,6 +14,10 @@ def convolve(layer: Layer, kernel: Conv, packed: Packed, x: torch.Tensor) -> tor
     """A convolution: int8 (N, H, W, C), or (N, C) as one pixel."""
     assert packed.requantizer is not None
     image = x.reshape(len(x), 1, 1, -1) if x.ndim == 2 else x
+    if packed.register is not None:
+        nhwc = saturating_sums(packed.register, image, layer.sources[0].zero_point)
+        codes = requantize(nhwc.reshape(-1, nhwc.shape[3]), packed.requantizer)
+        return codes.reshape(x.shape if x.ndim == 2 else nhwc.shape)
     window = kernel.window
     top, left, bottom, right = window.pads
     symmetric = (top, left) == (bottom, right)
@@ -34,6 +39,11 @@ def convolve(layer: Layer, kernel: Conv, packed: Packed, x: torch.Tensor) -> tor
 def multiply(layer: Layer, packed: Packed, x: torch.Tensor) -> torch.Tensor:
     """A fully connected layer: int8 (..., in)."""
     assert packed.requantizer is not None
+    if packed.register is not None:
+        pixels = x.reshape(-1, 1, 1, x.shape[-1])
+        held = saturating_sums(packed.register, pixels, layer.sources[0].zero_point)
+        codes = requantize(held.reshape(len(pixels), -1), packed.requantizer)
+        return codes.reshape(*x.shape[:-1], -1)
     sums = _total(
         [F.linear(centred(layer, x[..., p.channels], p.weight.dtype), p.weight) for p in packed.parts]
     )

@@ -1,13 +1,14 @@
 """Weights and multipliers in the form that the emulator's kernels want, and the proof that floats suffice."""
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from npu_server.backends.emulator.accumulate import Register, pack_register
 from npu_server.compile.graph import Conv
 from npu_server.compile.lowering import Layer
 from npu_server.compile.weights import Prepared
@@ -78,12 +79,14 @@ class Packed:
     Attributes:
         parts: weights of a convolution or fully connected layer.
         requantizer: of a convolution or fully connected layer.
+        register: of one whose register may saturate before the sum is complete; then there are no parts.
         tables: int8, (256,) each, for Lut, Clamp and Concat; (65536,) for Add and Mul, entry (a + 128) * 256
             + b + 128.
     """
 
     parts: tuple[Part, ...] = ()
     requantizer: Requantizer | None = None
+    register: Register | None = None
     tables: tuple[torch.Tensor, ...] = ()
 
 
@@ -92,6 +95,13 @@ def pack_weights(layer: Layer, prepared: Prepared, profile: Profile, device: tor
     assert prepared.weights is not None
     assert prepared.multiplier is not None
     codes, zero_point = prepared.weights.codes, layer.sources[0].zero_point
+    requantizer = _requantizer(layer, prepared, profile, device)
+    rule = profile.accumulator
+    reach = largest_sum(codes, zero_point) + int(np.abs(prepared.weights.bias).max())
+    if rule.where == "every_mac" and reach >= 1 << (rule.bits - 1):
+        # The register begins with the bias, so that none is left to add.
+        bare = replace(requantizer, bias=torch.zeros_like(requantizer.bias))
+        return Packed(requantizer=bare, register=pack_register(layer, prepared.weights, rule))
     grouped = isinstance(layer.kernel, Conv) and layer.kernel.groups > 1
     parts = []
     for channels in [slice(None)] if grouped else exact_slices(codes, zero_point):
@@ -99,7 +109,7 @@ def pack_weights(layer: Layer, prepared: Prepared, profile: Profile, device: tor
         weight = torch.from_numpy(part).to(device, exact_dtype(largest_sum(part, zero_point)))
         order = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
         parts.append(Part(channels, weight.contiguous(memory_format=order)))
-    return Packed(tuple(parts), _requantizer(layer, prepared, profile, device))
+    return Packed(tuple(parts), requantizer)
 
 
 def exact_slices(codes: Int8Array, zero_point: int) -> list[slice]:

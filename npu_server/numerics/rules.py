@@ -1,0 +1,161 @@
+"""What a numerics profile is made of: every key, its meaning and its legal values.
+
+The docstrings here are the documentation of the keys: `npu-server profiles show NAME` prints them.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+def _key(*legal: Any, default: Any = dataclasses.MISSING) -> Any:
+    """A key of a profile with its legal values; one with a default may be left out."""
+    return dataclasses.field(default=default, metadata={"legal": legal})
+
+
+@dataclass(frozen=True)
+class WeightRule:
+    """How weights become INT8; codes in [-127, 127].
+
+    Attributes:
+        symmetric: zero point 0 (the only kind there is).
+        per_channel: one scale for each output channel instead of one for the tensor.
+        scale: "any" or "power_of_two" (rounded up).
+    """
+
+    symmetric: bool = _key(True)
+    per_channel: bool = _key(True, False)
+    scale: str = _key("any", "power_of_two")
+
+
+@dataclass(frozen=True)
+class ActivationRule:
+    """How activations become INT8; codes in [-128, 127].
+
+    Attributes:
+        kind: "affine" (a zero point of its own) or "symmetric" (zero point 0).
+        scale: "any" or "power_of_two" (rounded up).
+    """
+
+    kind: str = _key("affine", "symmetric")
+    scale: str = _key("any", "power_of_two")
+
+
+@dataclass(frozen=True)
+class AccumulatorRule:
+    """The register in which a convolution or a fully connected layer sums up.
+
+    Attributes:
+        bits: its width; biases are clipped to it.
+        overflow: "saturate" or "wrap".
+        where: "sum": overflow acts once, on the finished sum with its bias. "every_mac": the register begins
+            with the bias and saturates after each product; products come kernel row by kernel row, column by
+            column, and for each position input channel by input channel. (Wrapping is the same in both.)
+    """
+
+    bits: int = _key(*range(8, 33))
+    overflow: str = _key("saturate", "wrap")
+    where: str = _key("sum", "every_mac")
+
+
+@dataclass(frozen=True)
+class RequantizeRule:
+    """How an accumulator is brought to the scale of its INT8 output.
+
+    Attributes:
+        multiplier: "q31" (31-bit mantissa and shift), "float32", or "power_of_two" (shift only).
+        rounding: of the last step: "half_away", "half_up", "half_even", "floor".
+        steps: 2: rounded half up to 31 bits first, then by the shift (gemmlowp); 1: rounded once.
+        zero_point: "after_rounding", or "before_rounding" (float32 multipliers of `mul` and `mean` only; it
+            decides how ties fall).
+    """
+
+    multiplier: str = _key("q31", "float32", "power_of_two")
+    rounding: str = _key("half_away", "half_up", "half_even", "floor")
+    steps: int = _key(1, 2)
+    zero_point: str = _key("after_rounding", "before_rounding", default="after_rounding")
+
+
+@dataclass(frozen=True)
+class Exceptions:
+    """Operators that requantize by a rule of their own, each with all keys of [requantize].
+
+    Attributes:
+        fully_connected: Gemm, and MatMul by a constant.
+        add: the rescalings inside "shifted_int32" and "int8" additions.
+        mul: product of two activations.
+        concat: the operands of a concatenation, by its method "requantize".
+        clamp: a lone Relu or Clip.
+        mean: average over whole images.
+        average_pool: of the methods "requantize" and "reciprocal".
+    """
+
+    fully_connected: RequantizeRule | None = None
+    add: RequantizeRule | None = None
+    mul: RequantizeRule | None = None
+    concat: RequantizeRule | None = None
+    clamp: RequantizeRule | None = None
+    mean: RequantizeRule | None = None
+    average_pool: RequantizeRule | None = None
+
+
+@dataclass(frozen=True)
+class AddRule:
+    """Addition of two INT8 tensors.
+
+    Attributes:
+        method: "shifted_int32" (operands shifted left and rescaled to a common scale), "multiplier_20bit"
+            (each operand times a 20-bit multiplier, one sum, one shift that rounds half up: XNNPACK),
+            "float32_fma" (two fused multiply-adds in float32, the zero point inside: ONNX Runtime), or
+            "int8" (each operand requantized to the output's scale and clamped to INT8 before a saturating
+            INT8 addition).
+        left_shift: bits of head room of "shifted_int32".
+    """
+
+    method: str = _key("shifted_int32", "multiplier_20bit", "float32_fma", "int8")
+    left_shift: int = _key(*range(21), default=0)
+
+
+@dataclass(frozen=True)
+class ConcatRule:
+    """How operands of a concatenation come to the output's scale.
+
+    Attributes:
+        method: "requantize" (by `RequantizeRule`), "multiplier_8bit" (a multiplier of 8 fractional bits,
+            rounded half up: XNNPACK), or "table" (dequantize and quantize in float32, half to even).
+    """
+
+    method: str = _key("requantize", "multiplier_8bit", "table")
+
+
+@dataclass(frozen=True)
+class AverageRule:
+    """An average over a window.
+
+    Attributes:
+        method: "input_scale" (the output keeps the input's scale; sum of codes / count, rounded),
+            "reciprocal" (for average pools; the output keeps the input's scale; the centred sum times a
+            30-bit reciprocal of the count, rounded half up: TOSA), "requantize" (the sum times input scale /
+            (output scale * count) by `RequantizeRule`), or, for average pools, "float32_sum" (dequantized,
+            summed row by row in float32, divided, quantized half to even with the zero point inside).
+        rounding: of "input_scale": "half_away", "half_even" or "floor".
+    """
+
+    method: str = _key("input_scale", "reciprocal", "requantize", "float32_sum")
+    rounding: str = _key("half_away", "half_even", "floor", default="")
+
+
+@dataclass(frozen=True)
+class LutRule:
+    """A 256-entry table of a function.
+
+    Attributes:
+        rounding: "half_away" or "half_even".
+        arithmetic: "float64" or "float32", in which its entries are computed.
+        output: scale of a lone logistic or tanh: "calibrated", or "fixed" (1/256 with zero point -128 and
+            1/128 with zero point 0, as TFLite has it).
+    """
+
+    rounding: str = _key("half_away", "half_even")
+    arithmetic: str = _key("float64", "float32", default="float64")
+    output: str = _key("calibrated", "fixed", default="calibrated")
