@@ -37,7 +37,7 @@ def compile_kernels() -> None:
     one = torch.ones(1, dtype=torch.int64)
     for fixed_point in (True, False):
         r = Requantizer(fixed_point, one, one, one, one, one, torch.ones(1), 32, True, 0, -128, 127)
-        for dtype in (torch.float32, torch.float64):
+        for dtype in (torch.int32, torch.float32, torch.float64):
             _requantize_numba(torch.ones((1, 1), dtype=dtype), r)
 
 
@@ -46,7 +46,8 @@ def _requantize_numba(sums: torch.Tensor, r: Requantizer) -> torch.Tensor:
     limit = 1 << (r.accumulator_bits - 1)
     tail = (limit, r.wraps, r.zero_point, r.low, r.high, out.numpy())
     if r.fixed_point:
-        fixed = (r.mantissa.numpy(), r.shift.numpy(), r.nudge_positive.numpy(), r.nudge_negative.numpy())
+        positive, negative = r.nudge_positive.numpy(), r.nudge_negative.numpy()
+        fixed = (r.mantissa.numpy(), r.shift.numpy(), positive, negative - positive)
         _fixed_point(sums.numpy(), r.bias.numpy(), *fixed, *tail)
     else:
         _float32(sums.numpy(), r.bias.numpy(), r.factor.numpy(), *tail)
@@ -58,22 +59,26 @@ def _register(v, limit, wraps):  # type: ignore[no-untyped-def]
     return ((v + limit) & (2 * limit - 1)) - limit if wraps else min(max(v, -limit), limit - 1)
 
 
+# Written so that LLVM makes vectors of it, which a choice between two array elements would prevent: the nudge's
+# step counts where all bits of v's sign are set.
+
+
 @numba.njit(nogil=True, cache=True)
 def _fixed_point(  # type: ignore[no-untyped-def]
-    sums, bias, mantissa, shift, nudge_positive, nudge_negative, limit, wraps, zero_point, low, high, out
+    sums, bias, mantissa, shift, nudge, nudge_step, limit, wraps, zero_point, low, high, out
 ):
     for row in range(sums.shape[0]):
         for c in range(sums.shape[1]):
             v = _register(np.int64(sums[row, c]) + bias[c], limit, wraps)
-            nudge = nudge_positive[c] if v >= 0 else nudge_negative[c]
-            v = ((v * mantissa[c] + nudge) >> shift[c]) + zero_point
+            v = ((v * mantissa[c] + nudge[c] + ((v >> 63) & nudge_step[c])) >> shift[c]) + zero_point
             out[row, c] = min(max(v, low), high)
 
 
 @numba.njit(nogil=True, cache=True)
 def _float32(sums, bias, factor, limit, wraps, zero_point, low, high, out):  # type: ignore[no-untyped-def]
+    # A code beyond 2^24, where float32 no longer counts in ones, is far outside [low, high] anyway.
+    zero_point, low, high = np.float32(zero_point), np.float32(low), np.float32(high)
     for row in range(sums.shape[0]):
         for c in range(sums.shape[1]):
             v = _register(np.int64(sums[row, c]) + bias[c], limit, wraps)
-            v = np.int64(np.rint(np.float32(v) * factor[c])) + zero_point
-            out[row, c] = min(max(v, low), high)
+            out[row, c] = np.int32(min(max(np.rint(np.float32(v) * factor[c]) + zero_point, low), high))
