@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from npu_wire.errors import InvalidInput, UnsupportedModel
+from trainer_client.attention import write_out_attention
 from trainer_client.fold import VALUE_NAME
 
 OPSET_VERSION = 20
@@ -88,6 +89,7 @@ def capture(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Ca
         output_shape = _output_shape(model, example)
         try:
             exported = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+            write_out_attention(exported)
         except Exception as error:
             raise UnsupportedModel(_capture_failure(model, "torch.export", error)) from error
         try:
