@@ -12,7 +12,12 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from npu_server.backends.base import BackendOptions
-from npu_server.config import ServeConfig, load_describe_settings, load_serve_config
+from npu_server.config import (
+    ServeConfig,
+    load_conformance_settings,
+    load_describe_settings,
+    load_serve_config,
+)
 from npu_server.registry import create_backend
 from npu_wire.errors import InvalidInput, NpuError
 
@@ -21,9 +26,10 @@ _USAGE = """usage: npu-server COMMAND [options]
 An NPU as a quantized forward service.
 
 commands:
-  serve      serve an NPU over gRPC
-  describe   show what the NPU behind an endpoint is
-  profiles   list the numerics profiles
+  serve        serve an NPU over gRPC
+  describe     show what the NPU behind an endpoint is
+  profiles     list the numerics profiles
+  conformance  examine a backend: arithmetic, contract, wire
 
 npu-server COMMAND --help shows the options of a command.
 """
@@ -32,7 +38,7 @@ npu-server COMMAND --help shows the options of a command.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status: 0 done, 1 failed, 2 called wrongly."""
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or [""]
-    commands = {"serve": _serve, "describe": _describe, "profiles": _profiles}
+    commands = {"serve": _serve, "describe": _describe, "profiles": _profiles, "conformance": _conformance}
     if command in ("-h", "--help"):
         print(_USAGE)
         return 0
@@ -76,6 +82,12 @@ def _describe(arguments: Sequence[str]) -> int:
     settings = load_describe_settings(arguments)
     importlib.import_module("npu_server.describe").describe(settings, Console())
     return 0
+
+
+def _conformance(arguments: Sequence[str]) -> int:
+    settings = load_conformance_settings(arguments)
+    passed = importlib.import_module("npu_server.conformance.command").conformance(settings, Console())
+    return 0 if passed else 1
 
 
 def _profiles(arguments: Sequence[str]) -> int:

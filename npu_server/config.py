@@ -130,6 +130,34 @@ class DescribeSettings(_Settings):
     timeout_s: float = Field(5.0, gt=0, description="wait so long for the answer")
 
 
+class ConformanceSettings(_Settings):
+    """Examine a backend: operators, contract, and the same over gRPC. Exit status 0: all passed, 1: not."""
+
+    backend: str | None = Field(None, description="name of an installed backend; none: only the endpoint's")
+    profile: str = Field("tflm", description="numerics profile: a name or the path of a TOML file")
+    device: str = Field("cpu", description="where the backend computes: cpu, cuda, cuda:1")
+    threads: int = Field(1, ge=0, description="threads of the backend's kernels; 0: the library's default")
+    backend_option: dict[str, str] = Field({}, description="key=value for the backend, repeatable")
+    endpoint: str | None = Field(None, description="a server to examine; none: starts one on a unix socket")
+    json_file: Path | None = Field(None, alias="json", description="write the results to this file as well")
+    tolerance_lsb: int = Field(
+        4, ge=1, le=64, description="closeness to float demanded of arithmetic that is no profile of ours"
+    )
+    tls_ca: Path | None = Field(
+        None, description="PEM file of the authority that signed the server's certificate"
+    )
+    tls_cert: Path | None = Field(None, description="PEM file of the client's own certificate")
+    tls_key: Path | None = Field(None, description="PEM file of its private key")
+    token_file: Path | None = Field(None, description="file with the bearer token")
+    timeout_s: float = Field(60.0, gt=0, description="wait so long for each answer of the server")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.backend is None and self.endpoint is None:
+            raise ValueError("give --backend NAME, --endpoint ADDRESS or both")
+        return self
+
+
 def load_serve_config(arguments: Sequence[str]) -> ServeConfig:
     """Settings of `npu-server serve`.
 
@@ -155,6 +183,11 @@ def load_serve_config(arguments: Sequence[str]) -> ServeConfig:
 def load_describe_settings(arguments: Sequence[str]) -> DescribeSettings:
     """Settings of `npu-server describe`; same errors as `load_serve_config`."""
     return _run(DescribeSettings, arguments, "npu-server describe")
+
+
+def load_conformance_settings(arguments: Sequence[str]) -> ConformanceSettings:
+    """Settings of `npu-server conformance`; same errors as `load_serve_config`."""
+    return _run(ConformanceSettings, arguments, "npu-server conformance")
 
 
 def _run(settings: type[T], arguments: Sequence[str], program: str) -> T:

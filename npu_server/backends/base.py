@@ -14,7 +14,7 @@ from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
 ENTRY_POINT_GROUP = "npu_server.backends"
 
 Ranges = Mapping[str, tuple[float, float]]
-"""ONNX value name -> (min, max) of the activation, finite, min < max."""
+"""ONNX value name -> (min, max) of the activation, finite float32 numbers, min < max."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,44 @@
+"""`npu-server conformance`."""
+
+import json
+
+from rich.console import Console
+
+from npu_server.backends.base import Backend, BackendOptions
+from npu_server.config import ConformanceSettings
+from npu_server.conformance.suite import run_suite
+from npu_server.conformance.wire import RemoteTarget
+from npu_server.registry import create_backend
+from npu_wire.errors import InvalidInput
+
+
+def conformance(settings: ConformanceSettings, console: Console) -> bool:
+    """Runs the suite, prints it, writes JSON where asked to, and tells whether all passed.
+
+    Raises:
+        NpuError: the backend cannot be had, the server does not answer, or the file cannot be written.
+    """
+    name = settings.backend
+    options = BackendOptions(settings.profile, settings.device, settings.threads, settings.backend_option)
+
+    def make_backend() -> Backend:
+        return create_backend(name or "", options)
+
+    def connect(endpoint: str) -> RemoteTarget:
+        tls = (settings.tls_ca, settings.tls_cert, settings.tls_key)
+        return RemoteTarget(endpoint, settings.timeout_s, tls, settings.token_file)
+
+    report = run_suite(
+        make_backend if name else None,
+        settings.endpoint or "",
+        connect,
+        settings.profile,
+        settings.tolerance_lsb,
+    )
+    report.print(console)
+    if settings.json_file is not None:
+        try:
+            settings.json_file.write_text(json.dumps(report.as_dict(), indent=2) + "\n", "utf-8")
+        except OSError as error:
+            raise InvalidInput(f"--json {settings.json_file}: cannot be written ({error.strerror})") from None
+    return report.passed

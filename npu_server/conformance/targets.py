@@ -1,0 +1,102 @@
+"""What the suite talks to: a backend in this process, or (in `wire`) one behind a server."""
+
+from collections.abc import Collection, Mapping
+from typing import Protocol
+
+import numpy as np
+
+from npu_server.backends.base import Backend, Capabilities, Program, Ranges
+from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
+
+
+class Session(Protocol):
+    """A compiled model."""
+
+    @property
+    def layer_map(self) -> LayerMap:
+        """Every INT8 tensor."""
+        ...
+
+    def load_weights(self, tensors: Mapping[str, Float32Array]) -> None:
+        """Replaces initializers; see `npu_server.backends.base.Program.load_weights`."""
+        ...
+
+    def run(self, batch: Int8Array, taps: Collection[int]) -> dict[int, Int8Array]:
+        """Outputs of the tapped layers and the last one, in arrays of their own."""
+        ...
+
+    def close(self) -> None:
+        """Frees it; idempotent."""
+        ...
+
+
+class Target(Protocol):
+    """Where models are compiled.
+
+    Attributes:
+        route: how it is reached, for the report.
+    """
+
+    route: str
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it says of itself."""
+        ...
+
+    def compile(self, model: bytes, ranges: Ranges) -> Session:
+        """Compiles a float ONNX model."""
+        ...
+
+
+class LocalTarget:
+    """A backend in this process.
+
+    Args:
+        backend: opened.
+    """
+
+    route = "in process"
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it says of itself."""
+        return self.backend.describe()
+
+    def compile(self, model: bytes, ranges: Ranges) -> "LocalSession":
+        """Compiles a float ONNX model."""
+        return LocalSession(self.backend.compile(model, ranges))
+
+
+class LocalSession:
+    """A program in this process.
+
+    Args:
+        program: what the backend compiled.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.layer_map = program.layer_map
+
+    def load_weights(self, tensors: Mapping[str, Float32Array]) -> None:
+        """Replaces initializers."""
+        self.program.load_weights(tensors)
+
+    def run(self, batch: Int8Array, taps: Collection[int]) -> dict[int, Int8Array]:
+        """Copies each tensor at the moment when it is yielded."""
+        return {tensor.layer: np.array(tensor.data) for tensor in self.program.forward(batch, taps)}
+
+    def close(self) -> None:
+        """Closes the program."""
+        self.program.close()
+
+
+def run_all(session: Session, batch: Int8Array) -> dict[str, Int8Array]:
+    """Every layer's output by name."""
+    layers = session.layer_map.layers
+    outputs = session.run(batch, range(len(layers)))
+    return {layers[position].name: tensor for position, tensor in outputs.items()}
