@@ -44,7 +44,7 @@ class Overlap:
         npu_ms: time that the NPU worked.
         hidden_ms: the part of it during which an FP32 layer ran.
         fp32_layers: FP32 layers traced.
-        fp32_layers_beside_npu: those that began after the NPU had begun the batch and before it finished it.
+        fp32_layers_beside_npu: those that ran while the NPU worked on a later layer of the same batch.
     """
 
     npu_ms: float
@@ -132,16 +132,15 @@ def overlap(document: Mapping[str, Any]) -> Overlap:
     npu_us = hidden_us = 0.0
     layers = beside = 0
     for batch_id, npu_spans in npu.items():
-        fp32_spans = [
-            (start, end) for name, start, end in fp32.get(batch_id, []) if name not in ("wait", "inject")
-        ]
-        first, last = min(start for _, start, _ in npu_spans), max(end for _, _, end in npu_spans)
+        order = {name: position for position, (name, _, _) in enumerate(npu_spans)}
+        fp32_spans = [span for span in fp32.get(batch_id, []) if span[0] not in ("wait", "inject")]
         layers += len(fp32_spans)
-        beside += sum(first <= start < last for start, _ in fp32_spans)
-        for _, start, end in npu_spans:
-            npu_us += end - start
+        for name, start, end in fp32_spans:
             # FP32 spans of a batch follow one another, so their intersections never count a moment twice.
-            hidden_us += sum(max(0.0, min(end, f_end) - max(start, f_start)) for f_start, f_end in fp32_spans)
+            shared_us = [max(0.0, min(end, n_end) - max(start, n_start)) for _, n_start, n_end in npu_spans]
+            hidden_us += sum(shared_us)
+            beside += any(shared_us[order.get(name, len(order)) + 1 :])
+        npu_us += sum(end - start for _, start, end in npu_spans)
     return Overlap(npu_us / 1000, hidden_us / 1000, layers, beside)
 
 
