@@ -64,7 +64,8 @@ class Connection:
         session = RemoteSession(
             self._transport, self._revive, self._info.profile_hash, model, ranges, self._patience
         )
-        self._sessions.append(session)
+        # A closed session still holds its model; a connection may see many.
+        self._sessions = [earlier for earlier in self._sessions if not earlier.closed] + [session]
         return session
 
     def close(self) -> None:
