@@ -6,7 +6,7 @@ PYTHON ?= python3
 PROTO_TOOLS := grpcio-tools==1.76.0
 PROTO_OUT ?= .
 
-.PHONY: install demo test lint proto clean
+.PHONY: install demo test test-slow lint proto clean
 
 install: $(VENV)/.installed
 
@@ -19,7 +19,10 @@ demo: install
 	$(BIN)/npu-trainer demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 lint: install
 	$(BIN)/ruff check .
