@@ -83,7 +83,7 @@ def same_batch_twice(probe: Probe) -> None:
     """The same batch gives the same bits, also with another batch in between."""
     session = probe.compile()
     first = run_all(session, probe.batch)
-    for turn in range(3):
+    for turn in range(10):
         same(run_all(session, probe.batch), first, f"repetition {turn + 1}")
         run_all(session, probe.batch[::-1].copy())
 

@@ -104,6 +104,18 @@ def single(
     return Case(op, title, (node,), shape, initializers, domain)
 
 
+def single_node_model(node: NodeProto, inputs: Mapping[str, Array]) -> bytes:
+    """A model of one node, whose inputs all come from outside."""
+    entries = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in inputs.items()
+    ]
+    exits = [helper.make_empty_tensor_value_info(name) for name in node.output]
+    graph = helper.make_graph([node], "node", entries, exits)
+    opsets = [helper.make_opsetid("", OPSET)]
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION).SerializeToString())
+
+
 def weights(rng: np.random.Generator, shape: tuple[int, ...]) -> Float32Array:
     """Random weights of about unit gain; now and then an outlier, as trained layers have them."""
     fan_in = max(1, math.prod(shape[1:]))

@@ -4,16 +4,16 @@ import importlib
 from typing import Any, Protocol
 
 import numpy as np
+from onnx import NodeProto
 
-from npu_server.backends.base import Backend, BackendOptions, Capabilities, Ranges
-from npu_server.conformance.graphs import INPUT, OUTPUT, Case
+from npu_server.backends.base import Backend, BackendOptions, Capabilities
+from npu_server.conformance.graphs import Array, single_node_model
 from npu_server.conformance.targets import LocalTarget, run_all
+from npu_server.conformance.trials import Trial
 from npu_server.numerics.profile import list_profiles, load_profile
 from npu_server.registry import create_backend
 from npu_wire.errors import InvalidInput, InvalidProfile
-from npu_wire.layer_map import INT8_MAX, INT8_MIN, Int8Array, LayerMap, TensorSpec
-
-Outputs = dict[str, Int8Array]
+from npu_wire.layer_map import INT8_MAX, INT8_MIN, Float32Array, Int8Array, TensorSpec
 
 
 class Judge(Protocol):
@@ -27,8 +27,8 @@ class Judge(Protocol):
     name: str
     tolerance_lsb: int
 
-    def expect(self, case: Case, ranges: Ranges, batch: Int8Array, layer_map: LayerMap) -> Outputs:
-        """Codes of some or all layers, by name, on the scales that `layer_map` tells.
+    def expect(self, trial: Trial) -> dict[str, Int8Array]:
+        """Codes of some or all layers by name, on the scales of the trial's layer map.
 
         Raises:
             UnsupportedModel: it cannot run the case either.
@@ -50,18 +50,18 @@ class ReferenceJudge:
         self._target = LocalTarget(create_backend("reference", BackendOptions(profile=profile)))
         self.name = f"reference ({profile})"
 
-    def expect(self, case: Case, ranges: Ranges, batch: Int8Array, layer_map: LayerMap) -> Outputs:
+    def expect(self, trial: Trial) -> dict[str, Int8Array]:
         """Codes of all layers."""
-        session = self._target.compile(case.model(), ranges)
+        session = self._target.compile(trial.case.model(), trial.ranges)
         specs = {layer.name: layer.output for layer in session.layer_map.layers}
-        for layer in layer_map.layers:
+        for layer in trial.layer_map.layers if trial.layer_map is not None else ():
             known = specs.get(layer.name)
             if known is not None and _quantization(known) != _quantization(layer.output):
                 raise InvalidInput(
                     f"layer '{layer.name}' has scale and zero point {_quantization(layer.output)}; "
                     f"{self.name} says {_quantization(known)}"
                 )
-        return run_all(session, batch)
+        return run_all(session, trial.batch)
 
 
 class FloatJudge:
@@ -86,16 +86,29 @@ class FloatJudge:
         self.name = f"onnxruntime float within {tolerance_lsb} LSB"
         self.tolerance_lsb = tolerance_lsb
 
-    def expect(self, case: Case, ranges: Ranges, batch: Int8Array, layer_map: LayerMap) -> Outputs:
-        """Rounded codes of the output."""
+    def expect(self, trial: Trial) -> dict[str, Int8Array]:
+        """Rounded codes of all layers, each computed from the backend's own inputs of that layer."""
+        assert trial.layer_map is not None
+        entry = trial.layer_map.input
+        specs = {layer.name: layer.output for layer in trial.layer_map.layers}
+        values: dict[str, Array] = {**trial.case.initializers, entry.name: _real(trial.batch, entry)}
+        expected: dict[str, Int8Array] = {}
+        for node in trial.case.nodes:
+            outputs = self._run(node, {name: values[name] for name in node.input if name})
+            for name, real in zip(node.output, outputs, strict=True):
+                values[name] = real
+                if name in specs:
+                    expected[name] = _nearest(real, specs[name])
+                    values[name] = _real(trial.outputs[name], specs[name])
+        return expected
+
+    def _run(self, node: NodeProto, inputs: dict[str, Array]) -> list[Array]:
         options = self._runtime.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads = 3, 1
-        session = self._runtime.InferenceSession(case.model(), options, providers=["CPUExecutionProvider"])
-        entry, output = layer_map.input, layer_map.output
-        x = (batch.astype(np.float32) - entry.zero_point) * np.float32(entry.scale)
-        (real,) = session.run([OUTPUT], {INPUT: x})
-        codes = np.rint(real.astype(np.float64) / output.scale) + output.zero_point
-        return {output.name: np.clip(codes, INT8_MIN, INT8_MAX).astype(np.int8)}
+        model = single_node_model(node, inputs)
+        session = self._runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        results: list[Array] = session.run(None, inputs)
+        return results
 
 
 def choose_judge(capabilities: Capabilities, profile: str, tolerance_lsb: int) -> Judge:
@@ -127,6 +140,16 @@ def opened(backend: Backend) -> Backend:
     if not health.ok:
         raise InvalidInput(f"the device is not well: {health.detail}")
     return backend
+
+
+def _real(codes: Int8Array, spec: TensorSpec) -> Float32Array:
+    return (codes.astype(np.float32) - np.float32(spec.zero_point)) * np.float32(spec.scale)
+
+
+def _nearest(real: Array, spec: TensorSpec) -> Int8Array:
+    codes = np.rint(real.astype(np.float64) / spec.scale) + spec.zero_point
+    nearest: Int8Array = np.clip(codes, INT8_MIN, INT8_MAX).astype(np.int8)
+    return nearest
 
 
 def _quantization(spec: TensorSpec) -> tuple[float, int]:

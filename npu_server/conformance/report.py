@@ -102,7 +102,8 @@ class Report:
             console.print(f"undeclared, and refused as they must be: {', '.join(refused)}")
         for o in self.operators:
             if o.verdict is not Verdict.FAILED and o.detail:
-                console.print(f"{o.op}: {escape(o.detail)}")
+                untried = "not tried, " if o.verdict is Verdict.NOT_APPLICABLE else ""
+                console.print(f"{o.op}: {untried}{escape(o.detail)}")
         for o in self.operators:
             if o.verdict is Verdict.FAILED:
                 console.print(f"[bold red]FAILED[/bold red] operator {o.op}: {escape(o.detail)}")
@@ -132,7 +133,7 @@ class Report:
         for heading in ("cases", "elements", "equal %" if self.exact else "nearest %", "max LSB"):
             table.add_column(heading, justify="right", no_wrap=True)
         for o in self.operators:
-            if o.verdict is Verdict.REFUSED:
+            if o.verdict not in (Verdict.PASSED, Verdict.FAILED):
                 continue
             share = _percent(o.equal, o.elements) if o.elements else ""
             numbers = (

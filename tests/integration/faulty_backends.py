@@ -1,0 +1,238 @@
+"""A vendor's backend that is right, and ones that are wrong in one way each."""
+
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+import onnx
+
+from npu_server.backends.base import BackendOptions, Capabilities, Health, LayerTensor, Program, Ranges
+from npu_server.backends.reference import ReferenceBackend
+from npu_wire.errors import InvalidInput, NpuError, UnsupportedModel
+from npu_wire.layer_map import Float32Array, Int8Array, LayerMap, LayerSpec
+
+
+class VendorProgram:
+    """Delegates to a program of `reference`; faults override one method."""
+
+    def __init__(self, inner: Program) -> None:
+        self._inner = inner
+
+    @property
+    def layer_map(self) -> LayerMap:
+        return self._inner.layer_map
+
+    def load_weights(self, tensors: Mapping[str, Float32Array]) -> None:
+        self._inner.load_weights(tensors)
+
+    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor]:
+        layers = self._inner.layer_map.layers
+        return (
+            replace(tensor, data=self.yielded(layers[tensor.layer], tensor.data.copy(), taps))
+            for tensor in self._inner.forward(batch, taps)
+        )
+
+    def yielded(self, layer: LayerSpec, data: Int8Array, taps: Collection[int]) -> Int8Array:
+        return data
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class VendorBackend:
+    """An NPU with the arithmetic of `tflm` and few operators."""
+
+    operators: tuple[str, ...] = ("Conv", "Relu", "Flatten", "Gemm", "Mul", "Add", "Tanh")
+    runs: tuple[str, ...] = operators
+    program: type[VendorProgram] = VendorProgram
+
+    def __init__(self, options: BackendOptions) -> None:
+        self._inner = ReferenceBackend(BackendOptions(profile="tflm"))
+
+    def describe(self) -> Capabilities:
+        known = self._inner.describe()
+        mark = replace(known.fingerprint, backend="vendor", vendor="nobody", model="one")
+        return replace(known, fingerprint=mark, operators=self.operators, max_batch=32)
+
+    def open(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def probe(self) -> Health:
+        return Health(ok=True)
+
+    def compile(self, model: bytes, ranges: Ranges) -> Program:
+        program = self._inner.compile(model, ranges)
+        for node in onnx.load_from_string(model).graph.node:
+            if node.op_type not in self.runs:
+                raise self.refusal(node)
+        return self.program(Batched(program))
+
+    def refusal(self, node: onnx.NodeProto) -> NpuError:
+        return UnsupportedModel(f"node '{node.name}' ({node.op_type}): this NPU has no such operator")
+
+
+class Batched(VendorProgram):
+    """Holds to the vendor's own batch limit."""
+
+    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor]:
+        if len(batch) > 32:
+            raise InvalidInput(f"batch of {len(batch)} samples; this NPU takes 1 to 32")
+        return self._inner.forward(batch, taps)
+
+
+class OffByOne(VendorProgram):
+    def yielded(self, layer: LayerSpec, data: Int8Array, taps: Collection[int]) -> Int8Array:
+        if layer.op == "Mul":
+            data.flat[0] = data.flat[0] - 1 if data.flat[0] > 0 else data.flat[0] + 1
+        return data
+
+
+class ReusesMemory(VendorProgram):
+    def __init__(self, inner: Program) -> None:
+        super().__init__(inner)
+        self._buffers: dict[str, Int8Array] = {}
+
+    def yielded(self, layer: LayerSpec, data: Int8Array, taps: Collection[int]) -> Int8Array:
+        buffer = self._buffers.setdefault(layer.name, data)
+        if buffer.shape != data.shape:
+            return data
+        np.copyto(buffer, data)
+        return buffer
+
+
+class Nondeterministic(VendorProgram):
+    """Every seventh tensor has another bit."""
+
+    calls = 0
+
+    def yielded(self, layer: LayerSpec, data: Int8Array, taps: Collection[int]) -> Int8Array:
+        self.calls += 1
+        if self.calls % 7 == 0:
+            data.flat[-1] ^= 1
+        return data
+
+
+class HalfAnUpdate(VendorProgram):
+    def load_weights(self, tensors: Mapping[str, Float32Array]) -> None:
+        for name, array in tensors.items():
+            self._inner.load_weights({name: array})
+
+
+class LateWeights(VendorProgram):
+    """Weights take effect one update later."""
+
+    waiting: Mapping[str, Float32Array] = {}
+
+    def load_weights(self, tensors: Mapping[str, Float32Array]) -> None:
+        self._inner.load_weights({})
+        self._inner.load_weights(self.waiting)
+        self.waiting = tensors
+
+
+class SamplesMix(VendorProgram):
+    """A sample's neighbours show."""
+
+    def yielded(self, layer: LayerSpec, data: Int8Array, taps: Collection[int]) -> Int8Array:
+        if len(data) in (2, 3):
+            data.flat[0] ^= 1
+        return data
+
+
+class TapsShow(VendorProgram):
+    def yielded(self, layer: LayerSpec, data: Int8Array, taps: Collection[int]) -> Int8Array:
+        if len(taps) == 1:
+            data.flat[0] ^= 1
+        return data
+
+
+class WrongScale(VendorProgram):
+    @property
+    def layer_map(self) -> LayerMap:
+        inner = self._inner.layer_map
+        wrong = [
+            replace(spec, output=replace(spec.output, scale=2 * spec.output.scale)) for spec in inner.layers
+        ]
+        return LayerMap(inner.input, tuple(wrong))
+
+
+class DeniesSaturation(VendorProgram):
+    @property
+    def layer_map(self) -> LayerMap:
+        inner = self._inner.layer_map
+        wrong = tuple(replace(spec, saturation_low=-129, saturation_high=128) for spec in inner.layers)
+        return LayerMap(inner.input, wrong)
+
+
+class NeverCloses(VendorProgram):
+    def close(self) -> None:
+        pass
+
+
+class ServesOtherwise(VendorProgram):
+    """Other bits on a server's thread."""
+
+    def yielded(self, layer: LayerSpec, data: Int8Array, taps: Collection[int]) -> Int8Array:
+        if threading.current_thread() is not threading.main_thread():
+            data.flat[0] ^= 1
+        return data
+
+
+class WritesInput(VendorProgram):
+    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor]:
+        yield from self._inner.forward(batch, taps)
+        batch[:] = 0
+
+
+def with_program(program: type[VendorProgram]) -> type[VendorBackend]:
+    """The vendor's backend with another kind of program."""
+    return type(program.__name__, (VendorBackend,), {"program": program})
+
+
+class RunsMore(VendorBackend):
+    """Runs what it does not declare."""
+
+    operators = tuple(op for op in VendorBackend.operators if op != "Tanh")
+
+
+class DeclaresMore(VendorBackend):
+    """Declares what it does not run."""
+
+    operators = (*VendorBackend.operators, "Sigmoid")
+
+
+class DeclaresUnknown(VendorBackend):
+    """Declares what nobody can try."""
+
+    operators = (*VendorBackend.operators, "Frobnicate")
+
+
+class RefusesVaguely(VendorBackend):
+    def refusal(self, node: onnx.NodeProto) -> NpuError:
+        return UnsupportedModel("this model cannot run")
+
+
+class RefusesAsInvalid(VendorBackend):
+    def refusal(self, node: onnx.NodeProto) -> NpuError:
+        return InvalidInput(f"node '{node.name}' ({node.op_type}): this NPU has no such operator")
+
+
+class OwnArithmetic(VendorBackend):
+    """Its arithmetic is none of our profiles."""
+
+    def describe(self) -> Capabilities:
+        known = super().describe()
+        mark = replace(known.fingerprint, profile="its own", profile_hash="1" * 64)
+        return replace(known, fingerprint=mark)
+
+
+class FarOff(VendorProgram):
+    def yielded(self, layer: LayerSpec, data: Int8Array, taps: Collection[int]) -> Int8Array:
+        return data ^ np.int8(64) if layer.op == "Lut" else data
+
+
+class OwnArithmeticFarOff(OwnArithmetic):
+    program = FarOff
