@@ -9,7 +9,7 @@ from random_nets import Net, nets
 
 from npu_server.backends.base import BackendOptions
 from npu_server.backends.emulator import EmulatorBackend
-from npu_server.backends.emulator.packing import largest_sum
+from npu_server.backends.emulator.bounds import largest_sum
 from npu_server.backends.reference import ReferenceBackend
 from npu_server.numerics.profile import list_profiles
 

@@ -2,20 +2,25 @@
 
 import numpy as np
 import pytest
+import torch
 from onnx import helper
 from single_layers import BACKENDS, Scale, random_codes, single_layer
 
 from npu_server.backends.base import Backend, BackendOptions
 from npu_server.backends.emulator import EmulatorBackend
-from npu_server.backends.emulator.packing import exact_slices
+from npu_server.backends.emulator.sums import METHODS, Task, exact_sums
 from npu_server.backends.reference import ReferenceBackend
+from npu_server.compile.graph import Window
 from npu_wire.errors import InvalidInput, InvalidProfile
 from npu_wire.layer_map import MemoryLayout
 
 
-@pytest.mark.parametrize(("channels", "slices"), [(128, 3), (512, 1)])
-def test_sums_beyond_float32_stay_exact(channels: int, slices: int) -> None:
-    """Weights 127, inputs 255, sums of 37 and 149 million: three float32 slices, or float64.
+@pytest.mark.parametrize(
+    ("channels", "method", "parts"),
+    [(128, "int8 convolution", 3), (200, "int8 convolution", 4), (512, "int8 matrix product", 1)],
+)
+def test_sums_beyond_float32_stay_exact(channels: int, method: str, parts: int) -> None:
+    """Weights 127, inputs 255, sums of 37, 58 and 149 million: three and four slices, or int32.
 
     A bias cancels most of the sum, so that its low bits show.
     """
@@ -33,7 +38,8 @@ def test_sums_beyond_float32_stay_exact(channels: int, slices: int) -> None:
     )
     weights = net.prepared.weights
     assert weights.scales.tolist() == [1.0] * 4
-    assert len(exact_slices(weights.codes, -128)) == slices
+    chosen = exact_sums(Task(weights.codes, -128, Window((3, 3))), torch.device("cpu"), METHODS)
+    assert (chosen.method, len(chosen.parts)) == (method, parts)
     expected = np.clip(np.rint((sums + weights.bias) / 64), -128, 127).reshape(2, 4, 1, 1)
     for backend in BACKENDS:
         np.testing.assert_array_equal(net.run(backend, batch)["y"], expected)
@@ -41,11 +47,16 @@ def test_sums_beyond_float32_stay_exact(channels: int, slices: int) -> None:
 
 def test_slices_hold_by_hand() -> None:
     """Weights 127 in 1,024 channels, inputs up to 255: 33,162,240 takes two slices of 16,581,120."""
-    codes = np.full((1, 1024), 127, np.int8)
-    assert exact_slices(codes, -128) == [slice(0, 512), slice(512, 1024)]
+    codes, floats = np.full((1, 1024, 1, 1), 127, np.int8), METHODS[2:]
+    sums = exact_sums(Task(codes, -128, Window((1, 1))), torch.device("cpu"), floats)
+    assert [part.channels for part in sums.parts] == [slice(0, 512), slice(512, 1024)]
     # Half of them negative: each sign's sum alone stays below 2^24.
     codes[:, ::2] = -127
-    assert exact_slices(codes, -128) == [slice(0, 1024)]
+    sums = exact_sums(Task(codes, -128, Window((1, 1))), torch.device("cpu"), floats)
+    assert [part.channels for part in sums.parts] == [slice(0, 1024)]
+    # In groups there is nothing to slice, so float64 takes it.
+    grouped = Task(np.full((2, 1024, 1, 1), 127, np.int8), -128, Window((1, 1)), groups=2)
+    assert exact_sums(grouped, torch.device("cpu"), floats).method == "float64"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,7 +1,7 @@
-"""Weights and multipliers in the form that the emulator's kernels want, and the proof that floats suffice."""
+"""Weights and multipliers in the form that the emulator's kernels want."""
 
-import itertools
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,18 +9,16 @@ import numpy.typing as npt
 import torch
 
 from npu_server.backends.emulator.accumulate import Register, pack_register
-from npu_server.compile.graph import Conv
+from npu_server.backends.emulator.bounds import largest_sum
+from npu_server.backends.emulator.sums import ExactSums, Method, Task, exact_sums
+from npu_server.compile.graph import Conv, Window
 from npu_server.compile.lowering import Layer
+from npu_server.compile.pairs import Pairwise, combine
 from npu_server.compile.weights import Prepared
 from npu_server.numerics import elementwise
 from npu_server.numerics.profile import Profile
 from npu_server.numerics.requantize import Multiplier
 from npu_server.numerics.scales import Int64Array
-from npu_wire.layer_map import INT8_MAX, INT8_MIN, Int8Array
-
-_FLOAT32_INTEGERS = 1 << 24
-_FLOAT64_INTEGERS = 1 << 53
-_MAX_PARTS = 8
 
 
 @dataclass(frozen=True)
@@ -60,118 +58,94 @@ class Requantizer:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Weights of some of a layer's input channels; the layer's sum is the sum over its parts.
-
-    Attributes:
-        channels: which input channels.
-        weight: integer-valued float32 or float64, (out, channels / groups, h, w) or (out, channels).
-    """
-
-    channels: slice
-    weight: torch.Tensor
-
-
-@dataclass(frozen=True)
 class Packed:
     """A layer's constants on the device.
 
     Attributes:
-        parts: weights of a convolution or fully connected layer.
+        sums: how a convolution or fully connected layer adds up.
         requantizer: of a convolution or fully connected layer.
-        register: of one whose register may saturate before the sum is complete; then there are no parts.
+        register: of one whose register may saturate before the sum is complete; then `sums` is None.
         tables: int8, (256,) each, for Lut, Clamp and Concat; (65536,) for Add and Mul, entry (a + 128) * 256
             + b + 128.
+        constants: int8, logical order: the operand of Add, Sub, Mul; those of Concat.
+        prepared: what layers that the specification itself computes need.
     """
 
-    parts: tuple[Part, ...] = ()
+    sums: ExactSums | None = None
     requantizer: Requantizer | None = None
     register: Register | None = None
     tables: tuple[torch.Tensor, ...] = ()
+    constants: tuple[torch.Tensor, ...] = ()
+    prepared: Prepared = Prepared()
 
 
-def pack_weights(layer: Layer, prepared: Prepared, profile: Profile, device: torch.device) -> Packed:
-    """Packs a convolution or fully connected layer."""
+def pack_weights(
+    layer: Layer, prepared: Prepared, profile: Profile, device: torch.device, methods: Sequence[Method]
+) -> Packed:
+    """Packs a convolution or fully connected layer.
+
+    Args:
+        layer: the layer.
+        prepared: its weights.
+        profile: the arithmetic.
+        device: where to compute.
+        methods: ways to sum that are to be trusted; see `npu_server.backends.emulator.sums.exact_sums`.
+    """
     assert prepared.weights is not None
     assert prepared.multiplier is not None
-    codes, zero_point = prepared.weights.codes, layer.sources[0].zero_point
-    requantizer = _requantizer(layer, prepared, profile, device)
+    codes, bias, zero_point = prepared.weights.codes, prepared.weights.bias, layer.sources[0].zero_point
     rule = profile.accumulator
-    reach = largest_sum(codes, zero_point) + int(np.abs(prepared.weights.bias).max())
-    if rule.where == "every_mac" and reach >= 1 << (rule.bits - 1):
-        # The register begins with the bias, so that none is left to add.
-        bare = replace(requantizer, bias=torch.zeros_like(requantizer.bias))
-        return Packed(requantizer=bare, register=pack_register(layer, prepared.weights, rule))
-    grouped = isinstance(layer.kernel, Conv) and layer.kernel.groups > 1
-    parts = []
-    for channels in [slice(None)] if grouped else exact_slices(codes, zero_point):
-        part = np.ascontiguousarray(codes[:, channels])
-        weight = torch.from_numpy(part).to(device, exact_dtype(largest_sum(part, zero_point)))
-        order = torch.channels_last if weight.ndim == 4 else torch.contiguous_format
-        parts.append(Part(channels, weight.contiguous(memory_format=order)))
-    return Packed(tuple(parts), requantizer)
+    if rule.where == "every_mac":
+        reach = largest_sum(codes, zero_point) + int(np.abs(bias).max())
+        if reach >= 1 << (rule.bits - 1):
+            # The register begins with the bias, so that none is left to add.
+            requantizer = _requantizer(layer, prepared.multiplier, np.zeros_like(bias), profile, device)
+            return Packed(requantizer=requantizer, register=pack_register(layer, prepared.weights, rule))
+    kernel = layer.kernel
+    window, groups = (kernel.window, kernel.groups) if isinstance(kernel, Conv) else (Window((1, 1)), 1)
+    task = Task(codes.reshape(*codes.shape[:2], *window.kernel), zero_point, window, groups)
+    sums = exact_sums(task, device, methods)
+    requantizer = _requantizer(layer, prepared.multiplier, bias + sums.offset, profile, device)
+    return Packed(sums, requantizer)
 
 
-def exact_slices(codes: Int8Array, zero_point: int) -> list[slice]:
-    """The fewest equal slices of input channels whose sums float32 holds; one slice if there are none.
-
-    Two convolutions in float32 take as long as one of twice the channels; one in float64 takes several times
-    that.
-
-    Args:
-        codes: weights, int8, shape (out, in, ...).
-        zero_point: of the input.
-    """
-    channels = codes.shape[1]
-    for count in range(1, min(channels, _MAX_PARTS) + 1):
-        edges = [channels * i // count for i in range(count + 1)]
-        slices = [slice(a, b) for a, b in itertools.pairwise(edges)]
-        if all(largest_sum(codes[:, s], zero_point) < _FLOAT32_INTEGERS for s in slices):
-            return slices
-    return [slice(0, channels)]
+def pack_tables(prepared: Prepared, device: torch.device) -> Packed:
+    """Packs tables of 256 entries, and constants that are joined."""
+    tables, constants = (
+        tuple(torch.from_numpy(array).to(device) for array in arrays)
+        for arrays in (prepared.tables, prepared.joined)
+    )
+    return Packed(tables=tables, constants=constants, prepared=prepared)
 
 
-def pack_tables(tables: tuple[Int8Array, ...], device: torch.device) -> Packed:
-    """Packs tables of 256 entries."""
-    return Packed(tables=tuple(torch.from_numpy(table).to(device) for table in tables))
-
-
-def pack_pairs(layer: Layer, profile: Profile, device: torch.device, product: bool) -> Packed:
-    """Sum or product of each pair of codes: 65,536 results of the specification itself."""
-    operator = elementwise.mul if product else elementwise.add
+def pack_pairs(
+    layer: Layer, kernel: Pairwise, prepared: Prepared, profile: Profile, device: torch.device
+) -> Packed:
+    """What becomes of each pair of codes: 65,536 results of the specification itself."""
     a, b = elementwise.CODES.reshape(-1, 1), elementwise.CODES.reshape(1, -1)
-    table = operator(a, layer.sources[0], b, layer.sources[1], layer.scale, layer.output, profile)
-    return Packed(tables=(torch.from_numpy(table.reshape(-1)).to(device),))
+    table = combine(layer, kernel, prepared, a, b, profile)
+    constants = () if prepared.operand is None else (prepared.operand.codes,)
+    return Packed(
+        tables=(torch.from_numpy(table.reshape(-1)).to(device),),
+        constants=tuple(torch.from_numpy(codes).to(device) for codes in constants),
+    )
 
 
-def largest_sum(codes: Int8Array, zero_point: int) -> int:
-    """Bound on the magnitude of every partial sum of products, in whatever order they are added.
-
-    A centred input lies in [-128 - zero point, 127 - zero point]; both ends have their sign, so no partial
-    sum exceeds the sum of the positive products' maxima or falls below that of the negative products' minima.
-
-    Args:
-        codes: weights, int8, shape (out, ...).
-        zero_point: of the input.
-    """
-    low, high = INT8_MIN - zero_point, INT8_MAX - zero_point
-    rows = codes.reshape(len(codes), -1).astype(np.int64)
-    positive, negative = np.maximum(rows, 0).sum(axis=1), np.minimum(rows, 0).sum(axis=1)
-    above = high * positive + low * negative
-    below = low * positive + high * negative
-    return int(max(above.max(), -below.min()))
-
-
-def exact_dtype(bound: int) -> torch.dtype:
-    """The fastest floating-point type that holds all integers up to a bound."""
-    assert bound < _FLOAT64_INTEGERS
-    return torch.float32 if bound < _FLOAT32_INTEGERS else torch.float64
-
-
-def _requantizer(layer: Layer, prepared: Prepared, profile: Profile, device: torch.device) -> Requantizer:
-    assert prepared.weights is not None
+def pack_matmul(layer: Layer, prepared: Prepared, profile: Profile, device: torch.device) -> Packed:
+    """One multiplier for all columns of a product of two activations."""
     assert prepared.multiplier is not None
-    multiplier = prepared.multiplier
+    one = prepared.multiplier
+    columns = layer.shape[-1]
+    everywhere = Multiplier(
+        one.rule, *(np.broadcast_to(array, columns) for array in (one.mantissa, one.shift, one.factor))
+    )
+    bias = np.zeros(columns, np.int64)
+    return Packed(requantizer=_requantizer(layer, everywhere, bias, profile, device))
+
+
+def _requantizer(
+    layer: Layer, multiplier: Multiplier, bias: Int64Array, profile: Profile, device: torch.device
+) -> Requantizer:
     mantissa, shift, positive, negative = fixed_point(multiplier)
 
     def vector(array: npt.NDArray[Any]) -> torch.Tensor:
@@ -179,7 +153,7 @@ def _requantizer(layer: Layer, prepared: Prepared, profile: Profile, device: tor
 
     return Requantizer(
         fixed_point=multiplier.rule.multiplier != "float32",
-        bias=vector(prepared.weights.bias),
+        bias=vector(bias),
         mantissa=vector(mantissa),
         shift=vector(shift),
         nudge_positive=vector(positive),

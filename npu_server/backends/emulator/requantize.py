@@ -59,8 +59,8 @@ def _register(v, limit, wraps):  # type: ignore[no-untyped-def]
     return ((v + limit) & (2 * limit - 1)) - limit if wraps else min(max(v, -limit), limit - 1)
 
 
-# Written so that LLVM makes vectors of it, which a choice between two array elements would prevent: v >> 63 is
-# -1 (all bits) where v is negative, else 0.
+# Written so that LLVM makes vectors of it, which a choice between two array elements would prevent: v >> 63
+# has all bits set where v is negative, else none.
 
 
 @numba.njit(nogil=True, cache=True)

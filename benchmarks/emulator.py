@@ -1,0 +1,208 @@
+"""Speed of the emulator's forward beside FP32 and beside an INT8 runtime that is not asked to be exact.
+
+    python benchmarks/emulator.py [--size 96] [--batch 32] [--rounds 15] [--profiles tflm onnxruntime ...]
+
+MobileNetV2 and ResNet18 (Hugging Face's class). In every round each contestant takes one forward in turn, so
+a machine that slows down slows all of them; medians and their ratio to FP32 are printed. FP32 runs channels
+last, its batch norms folded into the convolutions (the fastest that eager torch does) and not. ONNX Runtime
+runs the same network as QLinear operators with u8 activations, quantized by its own tool, and yields its last
+tensor only; the emulator yields every layer's. `--layers` prints where the emulator's time goes instead.
+"""
+
+import argparse
+import copy
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from training_step import MobileNetV2
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from npu_server.backends.base import BackendOptions, Program
+from npu_server.backends.emulator import EmulatorBackend
+from npu_wire.layer_map import Int8Array
+from npu_wire.quantize import quantize
+from trainer_client.calibrate import observe
+from trainer_client.capture import Captured, capture
+
+
+class ResNet18(nn.Module):
+    """He et al., 2016; logits only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = ResNetForImageClassification(
+            ResNetConfig(
+                depths=[2, 2, 2, 2], hidden_sizes=[64, 128, 256, 512], layer_type="basic", num_labels=1000
+            )
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits, shape (n, 1000)."""
+        return self.body(x).logits
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"MobileNetV2": MobileNetV2, "ResNet18": ResNet18}
+
+
+def trained_statistics(model: nn.Module, x: torch.Tensor) -> nn.Module:
+    """Gives the batch norms the statistics of `x`, so that codes use their range as in a trained network."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(x)
+    return model.eval()
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """A copy whose batch norms are part of the convolutions before them."""
+    copied = copy.deepcopy(model)
+    for parent in list(copied.modules()):
+        for (name, conv), (norm_name, norm) in itertools.pairwise(list(parent.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(conv, norm))
+                setattr(parent, norm_name, nn.Identity())
+    return copied.to(memory_format=torch.channels_last)
+
+
+class OneBatch(CalibrationDataReader):
+    """What ONNX Runtime's tool calibrates with."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self._batches = iter([{"x": x.numpy()}])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The batch, then None."""
+        return next(self._batches, None)
+
+
+def qlinear_session(model: nn.Module, x: torch.Tensor) -> onnxruntime.InferenceSession:
+    """The network as ONNX Runtime's own tool quantizes it: u8 activations, s8 weights per channel."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    with tempfile.TemporaryDirectory() as folder:
+        plain, quantized = Path(folder, "plain.onnx"), Path(folder, "quantized.onnx")
+        torch.onnx.export(model, (x,), plain, dynamo=True, verbose=False)
+        quantize_static(
+            plain,
+            quantized,
+            OneBatch(x),
+            QuantFormat.QOperator,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        return onnxruntime.InferenceSession(quantized, options)
+
+
+def compiled(captured: Captured, x: torch.Tensor, profile: str) -> tuple[Program, Int8Array]:
+    """The program on the emulator and its input."""
+    backend = EmulatorBackend(BackendOptions(profile=profile, threads=1))
+    backend.open()
+    program = backend.compile(captured.onnx, observe(captured, x))
+    entry = program.layer_map.input
+    return program, quantize(x.numpy(), entry.scale, entry.zero_point)
+
+
+def seconds(contestant: Callable[[], object]) -> float:
+    """Duration of one call."""
+    start = time.perf_counter()
+    contestant()
+    return time.perf_counter() - start
+
+
+def medians(contestants: dict[str, Callable[[], object]], rounds: int) -> Iterator[tuple[str, float]]:
+    """Median milliseconds of each; the first two rounds compile kernels and warm caches."""
+    taken: dict[str, list[float]] = defaultdict(list)
+    for round_ in range(rounds + 2):
+        for name, contestant in contestants.items():
+            elapsed = seconds(contestant)
+            if round_ >= 2:
+                taken[name].append(elapsed)
+    for name, values in taken.items():
+        yield name, statistics.median(values) * 1e3
+
+
+def forward_of(program: Program, codes: Int8Array) -> Callable[[], object]:
+    """One forward that yields every layer's tensor."""
+    taps = range(len(program.layer_map.layers))
+    return lambda: [None for _ in program.forward(codes, taps)]
+
+
+def print_layers(program: Program, codes: Int8Array, rounds: int) -> None:
+    """Median milliseconds of each layer, and their sum by operator."""
+    taken: dict[int, list[float]] = defaultdict(list)
+    layers = program.layer_map.layers
+    for _ in range(rounds):
+        for tensor in program.forward(codes, range(len(layers))):
+            taken[tensor.layer].append((tensor.end_ns - tensor.start_ns) / 1e6)
+    totals: dict[str, float] = defaultdict(float)
+    for index, values in taken.items():
+        spec, median = layers[index], statistics.median(values)
+        totals[spec.op] += median
+        print(f"  {median:7.2f} ms  {spec.op:12s} {'x'.join(map(str, spec.output.shape)):14s} {spec.name}")
+    print("  by operator: " + ", ".join(f"{op} {total:.1f} ms" for op, total in totals.items()))
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--profiles", nargs="+", default=["tflm", "onnxruntime", "pow2-trunc"])
+    parser.add_argument("--layers", action="store_true")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+    x = torch.randn(arguments.batch, 3, arguments.size, arguments.size)
+    images = x.to(memory_format=torch.channels_last)
+    for network in arguments.networks:
+        model = trained_statistics(NETWORKS[network](), x)
+        captured = capture(model, x)
+        programs = {profile: compiled(captured, x, profile) for profile in arguments.profiles}
+        print(f"{network}@{arguments.size}, batch {arguments.batch}, 1 thread")
+        if arguments.layers:
+            for profile, (program, codes) in programs.items():
+                print(f" {profile}")
+                print_layers(program, codes, arguments.rounds)
+            continue
+        plain, fast = model.to(memory_format=torch.channels_last), folded(model)
+        contestants: dict[str, Callable[[], object]] = {
+            "torch FP32, batch norm folded": lambda fast=fast: fast(images),
+            "torch FP32": lambda plain=plain: plain(images),
+        }
+        session = qlinear_session(fast, x)
+        feed = {"x": x.numpy()}
+        contestants["ONNX Runtime QLinear u8"] = lambda session=session, feed=feed: session.run(None, feed)
+        for profile, (program, codes) in programs.items():
+            contestants[f"emulator {profile}"] = forward_of(program, codes)
+            weights = {name: captured.tensor(name).detach().numpy() for name in captured.initializers}
+            used = {name for layer in program.layer_map.layers for name in layer.parameters}
+            fresh = {name: array for name, array in weights.items() if name in used}
+            contestants[f"  all weights anew, {profile}"] = lambda program=program, fresh=fresh: (
+                program.load_weights(fresh)
+            )
+        with torch.inference_mode():
+            rows = list(medians(contestants, arguments.rounds))
+        for name, median in rows:
+            print(f"  {name:34s} {median:7.1f} ms   ratio {median / rows[0][1]:5.2f}")
+
+
+if __name__ == "__main__":
+    main()
