@@ -31,6 +31,8 @@ class TensorSpec:
         scale: real value of one LSB, a float32 number > 0.
         zero_point: code of real 0, in [-128, 127].
         layout: order of the elements in which it travels.
+        outer: elements before the batch in the ONNX value's own order, (outer, batch, rest); 1 where it
+            begins with the batch, as the tensor here always does.
     """
 
     name: str
@@ -38,6 +40,7 @@ class TensorSpec:
     scale: float
     zero_point: int
     layout: MemoryLayout = MemoryLayout.CONTIGUOUS
+    outer: int = 1
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class LayerSpec:
         saturation_low: largest code that counts as clipped from below; -129 where an activation bounds it.
         saturation_high: smallest code that counts as clipped from above; 128 where an activation bounds it.
         moves_data_only: True when the output carries no new quantization noise (max pool, reshape, ...).
+        host_float: True when the NPU's host computes it in floating point (softmax, layer norm on many NPUs).
     """
 
     output: TensorSpec
@@ -63,6 +67,7 @@ class LayerSpec:
     saturation_low: int = INT8_MIN
     saturation_high: int = INT8_MAX
     moves_data_only: bool = False
+    host_float: bool = False
 
     @property
     def name(self) -> str:
@@ -91,6 +96,7 @@ def tensor_spec_to_proto(spec: TensorSpec) -> program_pb2.TensorSpec:
         layout=spec.layout.value,
         scale=spec.scale,
         zero_point=spec.zero_point,
+        outer=spec.outer,
     )
 
 
@@ -102,6 +108,7 @@ def tensor_spec_from_proto(message: program_pb2.TensorSpec) -> TensorSpec:
         scale=message.scale,
         zero_point=message.zero_point,
         layout=MemoryLayout(message.layout),
+        outer=message.outer or 1,
     )
 
 
@@ -116,6 +123,7 @@ def layer_spec_to_proto(spec: LayerSpec) -> program_pb2.LayerSpec:
         saturation_low=spec.saturation_low,
         saturation_high=spec.saturation_high,
         moves_data_only=spec.moves_data_only,
+        host_float=spec.host_float,
     )
 
 
@@ -130,4 +138,5 @@ def layer_spec_from_proto(message: program_pb2.LayerSpec) -> LayerSpec:
         saturation_low=message.saturation_low,
         saturation_high=message.saturation_high,
         moves_data_only=message.moves_data_only,
+        host_float=message.host_float,
     )

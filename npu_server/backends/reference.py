@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from npu_server.backends.base import BackendOptions, Capabilities, Fingerprint, Health, Program, Ranges
+from npu_server.compile import moving
 from npu_server.compile.graph import (
     Add,
     AveragePool,
@@ -12,15 +13,26 @@ from npu_server.compile.graph import (
     Concat,
     Conv,
     Gemm,
+    HostFloat,
+    Interpolate,
+    Largest,
     Lut,
+    MatMul,
     MaxPool,
     Mean,
     Mul,
     Pad,
+    PRelu,
+    Rearrange,
     Reshape,
+    Select,
+    Sub,
+    Sum,
 )
+from npu_server.compile.host import compute_on_host
 from npu_server.compile.lowering import Layer
-from npu_server.compile.operators import OPERATORS
+from npu_server.compile.operators import operators_of
+from npu_server.compile.pairs import combine, in_order
 from npu_server.compile.program import compile_program
 from npu_server.compile.sliding import average_windows, positions
 from npu_server.compile.weights import Prepared
@@ -60,7 +72,7 @@ class ReferenceBackend:
         fingerprint = Fingerprint(
             "reference", "npu-in-the-loop", profile.name, "1", profile.name, profile.hash
         )
-        return Capabilities(fingerprint, OPERATORS, MAX_BATCH)
+        return Capabilities(fingerprint, operators_of(profile), MAX_BATCH)
 
     def open(self) -> None:
         """Nothing to take hold of."""
@@ -113,36 +125,61 @@ class ReferenceKernels:
         kernel, x, out, profile = layer.kernel, inputs[0], layer.output, self._profile
         match kernel:
             case Conv():
-                image = _centred(layer, x.reshape(*x.shape, 1, 1) if x.ndim == 2 else x)
-                products = _convolution_products(image, prepared, kernel, self._every_mac)
+                image = _image(x)
+                if kernel.stuffing is not None:
+                    image = moving.stuff(image, kernel.stuffing, layer.sources[0].zero_point)
+                products = _convolution_products(_centred(layer, image), prepared, kernel, self._every_mac)
                 return self._finish(products, layer, prepared, axis=1)
             case Gemm():
                 products = _matrix_products(_centred(layer, x), prepared, self._every_mac)
                 return self._finish(products, layer, prepared, axis=x.ndim - 1)
-            case Add() | Mul():
-                operator = elementwise.add if isinstance(kernel, Add) else elementwise.mul
-                return operator(x, layer.sources[0], inputs[1], layer.sources[1], layer.scale, out, profile)
+            case MatMul():
+                assert prepared.multiplier is not None
+                total = _centred(layer, x) @ _centred(layer, inputs[1], 1)
+                return requantize(accumulate(total, profile.accumulator), prepared.multiplier, out)
+            case Add() | Sub() | Mul():
+                constant = None if prepared.operand is None else prepared.operand.codes
+                a, b = in_order(kernel, inputs, constant)
+                return combine(layer, kernel, prepared, a, b, profile)
             case Lut() | Clamp():
                 return prepared.tables[0][x.astype(np.int64) + 128]
+            case PRelu():
+                slopes = np.arange(len(prepared.tables[0])).reshape(kernel.slope.shape)
+                return prepared.tables[0][slopes, x.astype(np.int64) + 128]
             case Concat():
                 parts = [t[v.astype(np.int64) + 128] for t, v in zip(prepared.tables, inputs, strict=True)]
+                for (position, _), codes in zip(kernel.constants, prepared.joined, strict=True):
+                    parts.insert(position, np.broadcast_to(codes, (len(x), *codes.shape[1:])))
                 joined: Int8Array = np.concatenate(parts, axis=kernel.axis)
                 return joined
             case MaxPool():
-                largest: Int8Array = np.stack(list(positions(x, kernel.window, INT8_MIN))).max(axis=0)
+                largest: Int8Array = np.stack(list(positions(_image(x), kernel.window, INT8_MIN))).max(axis=0)
                 return largest
             case AveragePool():
-                return average_windows(layer, kernel, x, profile)
-            case Mean():
-                total, count = _centred(layer, x).sum(axis=(2, 3)), np.array(x.shape[2] * x.shape[3])
-                return elementwise.average(total, count, layer.sources[0], layer.scale, out, "mean", profile)
-            case Pad():
-                top, left, bottom, right = kernel.pads
-                return np.pad(
-                    x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=out.zero_point
+                return average_windows(layer, kernel, _image(x), profile)
+            case Mean() | Sum():
+                total, count = (
+                    _centred(layer, x).sum(axis=kernel.axes),
+                    np.prod(np.take(x.shape, kernel.axes)),
                 )
+                if isinstance(kernel, Sum):
+                    return elementwise.total(total, layer.sources[0], layer.scale, out, profile)
+                return elementwise.average(total, count, layer.sources[0], layer.scale, out, "mean", profile)
+            case Largest():
+                highest: Int8Array = x.max(axis=kernel.axes)
+                return highest
+            case Pad():
+                return np.pad(x, ((0, 0), *kernel.pads), constant_values=out.zero_point)
             case Reshape():
                 return x.copy()
+            case Rearrange():
+                return moving.rearrange(x, kernel)
+            case Select():
+                return moving.select(x, kernel)
+            case Interpolate():
+                return moving.interpolate(_image(x), kernel)
+            case HostFloat():
+                return compute_on_host(layer, kernel, prepared, inputs)
         raise AssertionError(f"no kernel for {kernel}")
 
     def _finish(
@@ -160,9 +197,14 @@ class ReferenceKernels:
         return np.moveaxis(requantize(held, prepared.multiplier, layer.output), -1, axis)
 
 
-def _centred(layer: Layer, x: Int8Array) -> Int64Array:
+def _image(x: Int8Array) -> Int8Array:
+    """A sequence (N, C, L) as an image of one row, a vector (N, C) as one pixel."""
+    return x if x.ndim == 4 else x.reshape(*x.shape[:2], 1, -1)
+
+
+def _centred(layer: Layer, x: Int8Array, index: int = 0) -> Int64Array:
     """Codes minus zero point, so that 0 stands for real 0 and padding is 0."""
-    return x.astype(np.int64) - layer.sources[0].zero_point
+    return x.astype(np.int64) - layer.sources[index].zero_point
 
 
 def _convolution_products(

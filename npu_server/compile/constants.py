@@ -45,6 +45,21 @@ _ELEMENTWISE = frozenset(
         "Not",
         "And",
         "Or",
+        "Xor",
+        "GreaterOrEqual",
+        "LessOrEqual",
+        "Mod",
+        "Sign",
+        "Round",
+        "IsNaN",
+        "IsInf",
+        "Sin",
+        "Cos",
+        "Clip",
+        "Sigmoid",
+        "Tanh",
+        "Softplus",
+        "Relu",
     ]
 )
 _FOLDABLE = _ELEMENTWISE | frozenset(
@@ -66,6 +81,18 @@ _FOLDABLE = _ELEMENTWISE | frozenset(
         "Gather",
         "Slice",
         "Range",
+        "Trilu",
+        "CumSum",
+        "Tile",
+        "ReduceSum",
+        "ReduceMean",
+        "ReduceMax",
+        "ReduceMin",
+        "ReduceProd",
+        "MatMul",
+        "GatherElements",
+        "GatherND",
+        "ScatterND",
     ]
 )
 
@@ -117,12 +144,26 @@ class Constants:
         """The value at the first probe batch; for constants that do not depend on the batch: the value."""
         return self._known[name].values[0]
 
-    def fold(self, node: NodeProto, shape_of: Callable[[str], tuple[int, ...] | None]) -> bool:
+    def put(self, name: str, array: Array) -> None:
+        """Makes an output of a node that needs no evaluation a constant."""
+        self._known[name] = Constant((array, array))
+
+    def sample(self, name: str, batch_axis: int | None) -> Array:
+        """The value; of one that repeats a sample over the batch, the sample.
+
+        Args:
+            name: of the constant.
+            batch_axis: its axis that repeats; None: it has none.
+        """
+        array = self.array(name)
+        return array if batch_axis is None else array.take([0], axis=batch_axis)
+
+    def fold(self, node: NodeProto, shape_at: Callable[[str, int], tuple[int, ...] | None]) -> bool:
         """Evaluates a node if it depends on no activation's numbers.
 
         Args:
             node: any node.
-            shape_of: shape without batch of an activation; None for a name that is none.
+            shape_at: shape of an activation at a size of the batch; None for a name that is none.
 
         Returns:
             True when the node's outputs are constants now.
@@ -133,17 +174,17 @@ class Constants:
         """
         inputs = [name for name in node.input if name]
         if node.op_type in ("Shape", "Size") and inputs[0] not in self._known:
-            shape = shape_of(inputs[0])
-            if shape is None:
+            shapes = [shape_at(inputs[0], batch) for batch in PROBE_BATCHES]
+            if shapes[0] is None or shapes[1] is None:
                 return False
             # Only shapes count here: a broadcast view stands for the activation without taking its memory.
-            a, b = (np.broadcast_to(np.float32(0), (batch, *shape)) for batch in PROBE_BATCHES)
+            a, b = (np.broadcast_to(np.float32(0), shape or ()) for shape in shapes)
             self._known[node.output[0]] = Constant(
-                (self._run(node, [a]), self._run(node, [b])), frozenset(), node
+                _settled(self._run(node, [a]), self._run(node, [b])), frozenset(), node
             )
             return True
         if node.op_type == "CastLike" and inputs[0] in self._known and inputs[1] not in self._known:
-            if shape_of(inputs[1]) is None:
+            if shape_at(inputs[1], 1) is None:
                 return False
             source = self._known[inputs[0]]
             values = _each(source.values, lambda v: v.astype(np.float32))
@@ -180,7 +221,7 @@ class Constants:
         second = self._run(node, [s.values[1] for s in sources]) if varies else first
         decides = [] if node.op_type in ("Shape", "Size") else sources
         decides = decides[:1] if node.op_type == "CastLike" else decides
-        return Constant((first, second), frozenset().union(*(s.parameters for s in decides)), node)
+        return Constant(_settled(first, second), frozenset().union(*(s.parameters for s in decides)), node)
 
     def _run(self, node: NodeProto, arrays: list[Array]) -> Array:
         _check_size(node, arrays)
@@ -191,6 +232,12 @@ class Constants:
         except Exception as error:  # the reference evaluator raises whatever NumPy raises
             raise InvalidModel(f"node {node.name!r} ({node.op_type}) cannot be evaluated: {error}") from error
         return np.asarray(result[0])
+
+
+def _settled(first: Array, second: Array) -> tuple[Array, Array]:
+    """One object where both batches gave one value (the channels in a shape that begins with the batch)."""
+    same = first is second or (first.shape == second.shape and np.array_equal(first, second))
+    return first, first if same else second
 
 
 def _each(values: tuple[Array, Array], function: Callable[[Array], Array]) -> tuple[Array, Array]:
@@ -227,6 +274,14 @@ def _check_size(node: NodeProto, arrays: list[Array]) -> None:
         elif node.op_type == "Gather":
             axis = attributes["axis"].i if "axis" in attributes else 0
             size = arrays[1].size * (arrays[0].size // max(1, arrays[0].shape[axis]))
+        elif node.op_type == "Tile":
+            size = arrays[0].size * math.prod(int(n) for n in arrays[1])
+        elif node.op_type == "MatMul":
+            size = (arrays[0].size // max(1, arrays[0].shape[-1])) * (
+                arrays[1].size // max(1, arrays[1].shape[-2])
+            )
+        elif node.op_type in ("GatherND", "GatherElements"):
+            size = arrays[1].size * arrays[0].size if node.op_type == "GatherND" else arrays[1].size
         elif node.op_type == "Concat":
             size = sum(a.size for a in arrays)
         elif node.op_type == "Constant":

@@ -1,42 +1,54 @@
 """Rewrites that merge operations into the layers of an NPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 
 from npu_server.compile.constants import Constants
 from npu_server.compile.graph import (
     Add,
     Affine,
+    Choose,
     Clamp,
     Conv,
     Function,
     Gemm,
     Graph,
+    HostFloat,
     Kernel,
     Lut,
+    MatMul,
     Mul,
     Operation,
+    Reshape,
+    Sub,
     Weights,
     Window,
 )
 from npu_wire.errors import UnsupportedModel
 
 
-def fuse(graph: Graph, constants: Constants) -> Graph:
+def fuse(graph: Graph, constants: Constants, calibrated: Container[str] | None = None) -> Graph:
     """Makes tables of functions of one activation, folds constants into weights, fuses activations.
 
     A merged operation keeps the name of its last node's output, by which the client joins.
 
+    Args:
+        graph: what the importer made.
+        constants: the model's.
+        calibrated: activations whose range is known; a table reaches back to one of them if it can. None: all
+            are.
+
     Raises:
         UnsupportedModel: an operation that is left over is none of the NPU's.
     """
-    graph = _fuse_tables(graph, constants)
+    graph = _fuse_tables(graph, constants, calibrated)
+    graph = _fuse_into_producer(graph, _fold_reshape)
     graph = _fuse_into_producer(graph, _fold_affine)
     graph = _fuse_into_producer(graph, _fuse_clamp)
     return graph.with_operations([_standalone(operation) for operation in graph.operations])
 
 
-def _fuse_tables(graph: Graph, constants: Constants) -> Graph:
+def _fuse_tables(graph: Graph, constants: Constants, calibrated: Container[str] | None) -> Graph:
     """Replaces each subgraph of element-wise operations that is a function of one activation by a table.
 
     SiLU arrives as Mul(x, Sigmoid(x)), hard swish sometimes as x * Clip(x + 3, 0, 6) / 6.
@@ -49,14 +61,14 @@ def _fuse_tables(graph: Graph, constants: Constants) -> Graph:
     for operation in reversed(graph.operations):
         if operation.output in absorbed:
             continue
-        steps = _smallest_function(operation, producer, position, uses, constants)
+        steps = _smallest_function(operation, producer, position, uses, constants, calibrated)
         if steps is None:
             result.append(operation)
             continue
         absorbed.update(step.output for step in steps)
         root = next(name for step in steps for name in step.inputs if name not in absorbed)
         nodes = tuple(name for step in steps for name in step.nodes)
-        result.append(Operation(operation.output, (root,), Lut(tuple(steps)), operation.shape, nodes))
+        result.append(replace(operation, inputs=(root,), kernel=Lut(tuple(steps)), nodes=nodes))
     return graph.with_operations(result[::-1])
 
 
@@ -66,16 +78,23 @@ def _smallest_function(
     position: dict[str, int],
     uses: dict[str, int],
     constants: Constants,
+    calibrated: Container[str] | None,
 ) -> list[Operation] | None:
-    """The fewest operations up to `sink` with one activation as input that need a table; None if none do."""
+    """The fewest operations up to `sink` with one activation as input that need a table; None if none do.
+
+    What the exporter puts between two nodes of the user's network has no range; a table that could begin only
+    there is the last resort.
+    """
     if not _is_elementwise(sink, constants):
         return None
-    chosen = [sink]
+    chosen, found = [sink], None
     while True:
         outputs = {step.output for step in chosen}
         frontier = {name for step in chosen for name in step.inputs} - outputs
         if len(frontier) == 1 and _needs_table(chosen, outputs):
-            return sorted(chosen, key=lambda step: position[step.output])
+            found = sorted(chosen, key=lambda step: position[step.output])
+            if calibrated is None or next(iter(frontier)) in calibrated:
+                return found
         candidates = [
             producer[name]
             for name in frontier
@@ -84,7 +103,7 @@ def _smallest_function(
             and uses[name] == sum(step.inputs.count(name) for step in chosen)
         ]
         if not candidates:
-            return None
+            return found
         # The latest first: so nothing is taken in that comes before the one activation it all depends on.
         chosen.append(max(candidates, key=lambda step: position[step.output]))
 
@@ -92,30 +111,44 @@ def _smallest_function(
 def _is_elementwise(operation: Operation, constants: Constants) -> bool:
     kernel = operation.kernel
     if isinstance(kernel, Affine):
-        return kernel.kind != "batch_norm" and constants.array(kernel.values[0]).size == 1
-    return isinstance(kernel, Function | Clamp | Add | Mul)
+        return kernel.per_tensor
+    return isinstance(kernel, Function | Clamp | Add | Sub | Mul | Choose)
 
 
 def _needs_table(steps: list[Operation], outputs: set[str]) -> bool:
     """A lone Relu or a lone multiplication by a constant has a cheaper place than a table."""
     return any(
-        isinstance(step.kernel, Function | Add | Mul)
+        isinstance(step.kernel, Function | Add | Sub | Mul | Choose)
         or (isinstance(step.kernel, Clamp) and any(name in outputs for name in step.inputs))
         for step in steps
     )
 
 
-def _fold_affine(producer: Operation, follower: Operation) -> Operation | None:
-    kernel = producer.kernel
-    if not isinstance(follower.kernel, Affine) or not isinstance(kernel, Conv | Gemm):
+def _fold_reshape(producer: Operation, follower: Operation) -> Operation | None:
+    """The host may hand its result over in any shape (group norm arrives between two reshapes)."""
+    if not isinstance(follower.kernel, Reshape) or not isinstance(producer.kernel, HostFloat):
         return None
-    weights = replace(kernel.weights, affines=(*kernel.weights.affines, follower.kernel))
+    return producer if producer.kernel.op == "InstanceNormalization" else None
+
+
+def _fold_affine(producer: Operation, follower: Operation) -> Operation | None:
+    kernel, affine = producer.kernel, follower.kernel
+    if not isinstance(affine, Affine):
+        return None
+    if isinstance(kernel, HostFloat) and affine.operand is not None:
+        return replace(producer, kernel=replace(kernel, affines=(*kernel.affines, affine)))
+    if not isinstance(kernel, Conv | Gemm):
+        return None
+    channels = 1 if isinstance(kernel, Conv) else len(producer.shape)
+    if not affine.is_along(channels):
+        return None
+    weights = replace(kernel.weights, affines=(*kernel.weights.affines, affine))
     return replace(producer, kernel=replace(kernel, weights=weights))
 
 
 def _fuse_clamp(producer: Operation, follower: Operation) -> Operation | None:
     if not isinstance(follower.kernel, Clamp) or not isinstance(
-        producer.kernel, Conv | Gemm | Add | Mul | Affine
+        producer.kernel, Conv | Gemm | MatMul | Add | Sub | Mul | Affine
     ):
         return None
     before = producer.clamp or Clamp()
@@ -135,21 +168,42 @@ def _fuse_into_producer(graph: Graph, merge: Callable[[Operation, Operation], Op
             continue
         del result[before.output]
         result[operation.output] = replace(
-            merged, output=operation.output, nodes=before.nodes + operation.nodes
+            merged,
+            output=operation.output,
+            shape=operation.shape,
+            nodes=before.nodes + operation.nodes,
+            outer=operation.outer,
         )
     return graph.with_operations(list(result.values()))
 
 
 def _standalone(operation: Operation) -> Operation:
-    """A constant per channel after no convolution is a depthwise convolution with one weight a channel."""
-    if not isinstance(operation.kernel, Affine):
-        return operation
-    if len(operation.shape) not in (1, 3):
+    """What a constant that found no weights to be folded into becomes.
+
+    One number a channel of an image: a depthwise convolution with one weight a channel. Else: an addition or
+    a product with a quantized constant.
+    """
+    kernel = operation.kernel
+    if isinstance(kernel, Choose) or (isinstance(kernel, Function) and kernel.name in _ONLY_IN_TABLES):
         raise UnsupportedModel(
-            f"node {operation.nodes[0]!r}: constant operand on a rank {len(operation.shape) + 1} tensor; "
-            "the NPU has that on (N, C) and (N, C, H, W) only"
+            f"node {operation.nodes[0]!r}: a comparison is an operator of the NPU only as a part of a "
+            "function of one activation"
         )
-    channels = operation.shape[0]
-    weights = Weights(None, None, channels, affines=(operation.kernel,))
-    kernel: Kernel = Conv(weights, Window((1, 1)), channels)
-    return replace(operation, kernel=kernel)
+    if not isinstance(kernel, Affine):
+        return operation
+    if kernel.kind == "batch_norm" or (kernel.is_along(1) and len(operation.shape) in (1, 3)):
+        channels = operation.shape[0]
+        weights = Weights(None, None, channels, affines=(kernel,))
+        return replace(operation, kernel=Conv(weights, Window((1, 1)), channels))
+    assert kernel.operand is not None
+    operators: dict[str, Kernel] = {
+        "add": Add(kernel.operand),
+        "sub": Sub(kernel.operand),
+        "rsub": Sub(kernel.operand, constant_first=True),
+        "mul": Mul(kernel.operand),
+        "div": Mul(kernel.operand, divides=True),
+    }
+    return replace(operation, kernel=operators[kernel.kind])
+
+
+_ONLY_IN_TABLES = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual")

@@ -37,19 +37,48 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Affine:
-    """y = x * scale + shift for each channel (axis 1), from constants.
+class Operand:
+    """A constant that stands where an activation could.
 
     Attributes:
-        kind: "batch_norm" (gamma, beta, mean, variance), "add", "sub", "mul", "div" (constant on the right),
-            "rsub" (constant on the left).
+        name: of the constant.
+        shape: in which it broadcasts with the activation, batch (1) included.
+        batch_axis: its own axis that repeats one sample over the batch (an expanded class token); None: it
+            has none.
+    """
+
+    name: str
+    shape: Shape
+    batch_axis: int | None = None
+
+
+@dataclass(frozen=True)
+class Affine:
+    """y = x * scale + shift from constants.
+
+    Attributes:
+        kind: "batch_norm" (gamma, beta, mean, variance of each channel, axis 1), "add", "sub", "mul", "div"
+            (constant on the right), "rsub" (constant on the left).
         values: names of the constants.
         epsilon: of the batch norm.
+        operand: the one constant of the other kinds, as it broadcasts.
     """
 
     kind: str
     values: tuple[str, ...]
     epsilon: float = 0.0
+    operand: Operand | None = None
+
+    @property
+    def per_tensor(self) -> bool:
+        """True when the constant is one number."""
+        return self.operand is not None and math.prod(self.operand.shape) == 1
+
+    def is_along(self, axis: int) -> bool:
+        """True when the constants vary along no axis but this one (batch = 0)."""
+        if self.operand is None:
+            return axis == 1
+        return all(n == 1 for i, n in enumerate(self.operand.shape) if i != axis)
 
 
 @dataclass(frozen=True)
@@ -82,12 +111,36 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Stuffing:
+    """What turns a transposed convolution into a convolution: zeros between and around the input's pixels.
+
+    Attributes:
+        strides: (vertical, horizontal) distance of two input pixels.
+        pads: (top, left, bottom, right); negative: rows and columns that are cut off.
+    """
+
+    strides: tuple[int, int]
+    pads: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
 class Conv:
-    """2-D convolution; weights (out, in / groups, height, width). On a rank 2 input: one pixel."""
+    """2-D convolution; weights (out, in / groups, height, width).
+
+    (N, C, L) counts as an image of one row, (N, C) as one pixel.
+
+    Attributes:
+        weights: where they come from; those of a transposed convolution as ONNX has them, (in, out / groups,
+            height, width).
+        window: the window.
+        groups: of channels.
+        stuffing: of a transposed convolution.
+    """
 
     weights: Weights
     window: Window
     groups: int
+    stuffing: Stuffing | None = None
 
 
 @dataclass(frozen=True)
@@ -98,20 +151,44 @@ class Gemm:
 
 
 @dataclass(frozen=True)
+class MatMul:
+    """Matrix product of two activations over their last axes; the axes before broadcast."""
+
+
+@dataclass(frozen=True)
 class Add:
-    """Sum of two activations."""
+    """Sum of two activations, or of one and a constant."""
+
+    operand: Operand | None = None
+
+
+@dataclass(frozen=True)
+class Sub:
+    """Difference of two activations, or of one and a constant; `constant_first` tells their order then."""
+
+    operand: Operand | None = None
+    constant_first: bool = False
 
 
 @dataclass(frozen=True)
 class Mul:
-    """Product of two activations."""
+    """Product of two activations, or of one and a constant (its reciprocal, where it divides)."""
+
+    operand: Operand | None = None
+    divides: bool = False
 
 
 @dataclass(frozen=True)
 class Concat:
-    """Activations side by side; axis counts the batch as 0."""
+    """Tensors side by side; axis counts the batch as 0.
+
+    Attributes:
+        axis: along which they are joined.
+        constants: position among the joined tensors -> constant; activations fill the other positions.
+    """
 
     axis: int
+    constants: tuple[tuple[int, Operand], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,7 +208,23 @@ class AveragePool:
 
 @dataclass(frozen=True)
 class Mean:
-    """Average over height and width; rank 2 or 4 comes out."""
+    """Average over axes (batch = 0), height and width by default; they may stay as 1 or vanish."""
+
+    axes: tuple[int, ...] = (2, 3)
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Sum over axes (batch = 0)."""
+
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Largest:
+    """Largest code over axes (batch = 0)."""
+
+    axes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -140,10 +233,97 @@ class Reshape:
 
 
 @dataclass(frozen=True)
-class Pad:
-    """Zeros around height and width: (top, left, bottom, right)."""
+class Rearrange:
+    """The same elements in another order: seen as `split`, transposed, seen as the output's shape.
 
-    pads: tuple[int, int, int, int]
+    Attributes:
+        op: how the layer map calls it: "Transpose", "DepthToSpace", "SpaceToDepth".
+        split: shape without the batch.
+        order: axes of `split`, counted from 0.
+    """
+
+    op: str
+    split: Shape
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Select:
+    """Some elements along some axes, perhaps several times: out[..., i, ...] = x[..., indices[i], ...].
+
+    Attributes:
+        op: how the layer map calls it: "Slice", "Split", "Gather", "Resize", ...
+        indices: (axis, indices) with batch = axis 0; axes that are not named stay as they are.
+    """
+
+    op: str
+    indices: tuple[tuple[int, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Pad:
+    """Zeros around: (before, after) of each axis but the batch."""
+
+    pads: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Where the outputs of a linear interpolation lie along an axis.
+
+    Attributes:
+        lower: index of the left neighbour.
+        upper: index of the right neighbour.
+        weight: of the right neighbour, in 1/1024.
+    """
+
+    lower: tuple[int, ...]
+    upper: tuple[int, ...]
+    weight: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Interpolate:
+    """Bilinear resize of (N, C, H, W)."""
+
+    rows: Taps
+    columns: Taps
+
+
+@dataclass(frozen=True)
+class PRelu:
+    """x where x >= 0, else x * slope."""
+
+    slope: Operand
+
+
+@dataclass(frozen=True)
+class HostFloat:
+    """What the host's CPU computes in floating point between two layers of the NPU.
+
+    Attributes:
+        op: ONNX operator; `npu_server.numerics.float_ops` defines each.
+        axes: over which it normalizes (batch = 0), the last ones or a single one.
+        split: shape in which it sees its input, without the batch.
+        epsilon: of a normalization.
+        scale: factor of a normalization's result.
+        shift: summand of a normalization's result.
+        affines: what follows, folded in.
+    """
+
+    op: str
+    axes: tuple[int, ...] = ()
+    split: Shape = ()
+    epsilon: float = 0.0
+    scale: Operand | None = None
+    shift: Operand | None = None
+    affines: tuple[Affine, ...] = ()
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        """Every constant, in the order of their use."""
+        own = (self.scale, self.shift, *(affine.operand for affine in self.affines))
+        return tuple(operand for operand in own if operand is not None)
 
 
 @dataclass(frozen=True)
@@ -156,11 +336,16 @@ class Clamp:
 
 @dataclass(frozen=True)
 class Function:
-    """A function of one number: "Sigmoid", "HardSigmoid" (alpha, beta), "HardSwish", "Tanh"."""
+    """A function of one number by its ONNX name; `npu_server.numerics.functions` defines each."""
 
     name: str
     alpha: float = 0.0
     beta: float = 0.0
+
+
+@dataclass(frozen=True)
+class Choose:
+    """The second input where the first is true, else the third; only inside of tables."""
 
 
 @dataclass(frozen=True)
@@ -173,17 +358,27 @@ class Lut:
 Kernel = (
     Conv
     | Gemm
+    | MatMul
     | Add
+    | Sub
     | Mul
     | Concat
     | MaxPool
     | AveragePool
     | Mean
+    | Sum
+    | Largest
     | Reshape
+    | Rearrange
+    | Select
     | Pad
+    | Interpolate
     | Clamp
+    | PRelu
+    | HostFloat
     | Affine
     | Function
+    | Choose
     | Lut
 )
 
@@ -199,6 +394,8 @@ class Operation:
         shape: of the output, without the batch.
         nodes: names of the ONNX nodes that it stands for.
         clamp: a fused activation.
+        outer: elements before the batch in the ONNX value, which need not begin with it: the value's own
+            order is (outer, batch, rest), the NPU's is (batch, outer, rest).
     """
 
     output: str
@@ -207,6 +404,7 @@ class Operation:
     shape: Shape
     nodes: tuple[str, ...]
     clamp: Clamp | None = None
+    outer: int = 1
 
 
 @dataclass(frozen=True)

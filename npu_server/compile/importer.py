@@ -1,6 +1,7 @@
 """Walks an ONNX graph in topological order; what a node means is told by `operators`."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -8,6 +9,7 @@ from onnx import ModelProto, NodeProto
 
 from npu_server.compile import graph as g
 from npu_server.compile.constants import Array, Constants, initializer_arrays
+from npu_server.compile.views import View
 from npu_wire.errors import UnsupportedModel
 
 MAX_ACTIVATION_ELEMENTS = 1 << 28
@@ -27,9 +29,9 @@ class Importer:
         self._handlers = handlers
         opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self.constants = Constants(initializer_arrays(model), opset)
-        self._shapes: dict[str, g.Shape] = {}
-        self._alias: dict[str, str] = {}
+        self._views: dict[str, View] = {}
         self._operations: list[g.Operation] = []
+        self.sequences: dict[str, list[Piece]] = {}
 
     def run(self) -> g.Graph:
         """The network as operations.
@@ -38,25 +40,27 @@ class Importer:
             InvalidModel, UnsupportedModel: the message names node, operator and reason.
         """
         name, shape = self._input()
-        self._shapes[name] = shape
+        self._views[name] = View(name, (1, *shape))
         if len(self._model.graph.output) != 1:
             raise UnsupportedModel(f"model has {len(self._model.graph.output)} outputs; this NPU takes one")
         live = _live_nodes(self._model)
         for node, alive in zip(self._model.graph.node, live, strict=True):
-            if alive and not self.constants.fold(node, self.shape_of):
+            if alive and not self.constants.fold(node, self._shape_at):
                 self._import(node)
-        output = self.resolve(self._model.graph.output[0].name)
-        if output not in self._shapes or output == name:
-            raise UnsupportedModel(f"output {output!r} is computed by no layer of the NPU")
-        return g.Graph(name, shape, output, tuple(self._operations))
+        view = self._views.get(self._model.graph.output[0].name)
+        if view is None or view.name == name:
+            raise UnsupportedModel(
+                f"output {self._model.graph.output[0].name!r} is computed by no layer of the NPU"
+            )
+        if not view.batch_first:
+            raise UnsupportedModel(
+                f"output {self._model.graph.output[0].name!r} must have the batch as first dimension"
+            )
+        return g.Graph(name, shape, view.name, tuple(self._operations))
 
-    def resolve(self, name: str) -> str:
-        """The activation that a name stands for (identities vanish)."""
-        return self._alias.get(name, name)
-
-    def shape_of(self, name: str) -> g.Shape | None:
-        """Shape of an activation without the batch; None for other names."""
-        return self._shapes.get(self.resolve(name))
+    def _shape_at(self, name: str, batch: int) -> g.Shape | None:
+        view = self._views.get(name)
+        return None if view is None else view.at(batch)
 
     def _input(self) -> tuple[str, g.Shape]:
         inputs = [value for value in self._model.graph.input if value.name not in self.constants]
@@ -82,39 +86,70 @@ class Importer:
         if handler is None:
             raise refuse(node, "the NPU has no such operator")
         for name in node.input:
-            if name and name not in self.constants and self.shape_of(name) is None:
+            if not (not name or name in self.constants or name in self._views or name in self.sequences):
                 raise refuse(node, f"input {name!r} is no activation that the NPU computes")
         handler(self, node)
 
-    def emit(self, node: NodeProto, inputs: list[str], kernel: g.Kernel, shape: g.Shape) -> None:
-        """Appends an operation that yields the node's first output."""
+    def emit(
+        self,
+        node: NodeProto,
+        inputs: list[str],
+        kernel: g.Kernel,
+        shape: g.Shape,
+        view: View | None = None,
+        output: str = "",
+    ) -> None:
+        """Appends an operation.
+
+        Args:
+            node: the node.
+            inputs: names of the NPU's tensors that it reads.
+            kernel: what it does.
+            shape: of the NPU's output, without the batch.
+            view: how the ONNX value lies in it; None: with the batch first.
+            output: which of the node's outputs it is; the first by default.
+        """
         if (
             any(n < 1 for n in shape)
             or int(np.prod([int(n) for n in shape], dtype=object)) > MAX_ACTIVATION_ELEMENTS
         ):
             raise refuse(node, f"its output would have shape {shape}")
-        output = node.output[0]
-        self._shapes[output] = shape
-        self._operations.append(g.Operation(output, tuple(inputs), kernel, shape, (node.name or output,)))
+        output = output or node.output[0]
+        placed = replace(view, name=output) if view is not None else View(output, (1, *shape))
+        assert placed.shape == shape
+        self._views[output] = placed
+        self._operations.append(
+            g.Operation(output, tuple(inputs), kernel, shape, (node.name or output,), outer=placed.outer)
+        )
 
-    def alias(self, node: NodeProto) -> None:
-        """Makes the node's first output another name of its first input."""
-        self._alias[node.output[0]] = self.resolve(node.input[0])
+    def emit_like(self, node: NodeProto, inputs: list[str], kernel: g.Kernel, view: View) -> None:
+        """Appends an operation whose output lies as a view does."""
+        self.emit(node, inputs, kernel, view.shape, view)
+
+    def alias(self, node: NodeProto, view: View, output: str = "") -> None:
+        """Makes an output of the node, the first by default, another view of what is computed already."""
+        self._views[output or node.output[0]] = view
+
+    def view(self, node: NodeProto, index: int) -> View:
+        """An input that must be an activation."""
+        view = self._views.get(node.input[index]) if index < len(node.input) else None
+        if view is None:
+            raise refuse(node, f"input {index} must be an activation")
+        return view
 
     def activation(self, node: NodeProto, index: int) -> tuple[str, g.Shape]:
-        """Name and shape of an input that must be an activation."""
-        name = self.resolve(node.input[index])
-        shape = self._shapes.get(name)
-        if shape is None:
-            raise refuse(node, f"input {index} must be an activation")
-        return name, shape
+        """Name and shape of an input that must be an activation with the batch first."""
+        view = self.view(node, index)
+        if not view.batch_first:
+            raise refuse(node, f"input {index} must have the batch as first dimension")
+        return view.name, view.shape
 
     def image(self, node: NodeProto) -> tuple[str, g.Shape]:
-        """The first input, which must be an activation of rank 4."""
+        """The first input, which must be an activation of rank 4, or of rank 3 (an image of one row)."""
         name, shape = self.activation(node, 0)
-        if len(shape) != 3:
-            raise refuse(node, f"needs (N, C, H, W), got (N, {', '.join(map(str, shape))})")
-        return name, shape
+        if len(shape) not in (2, 3):
+            raise refuse(node, f"needs (N, C, H, W) or (N, C, L), got (N, {', '.join(map(str, shape))})")
+        return name, shape if len(shape) == 3 else (shape[0], 1, shape[1])
 
     def constant(self, node: NodeProto, index: int, what: str) -> Array | None:
         """Value of an input that must be constant; None where it is left out."""
@@ -127,6 +162,9 @@ class Importer:
             raise refuse(node, f"{what} must not depend on the batch size")
         return self.constants.array(name)
 
+
+Piece = tuple[View, int, range, bool]
+"""An element of a sequence: what it is cut from, axis, indices, whether the axis (of one index) vanishes."""
 
 Handler = Callable[[Importer, NodeProto], None]
 

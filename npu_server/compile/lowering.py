@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from npu_server.compile.constants import Constants
 from npu_server.compile.graph import (
+    Add,
     Affine,
     AveragePool,
     Clamp,
@@ -14,22 +15,34 @@ from npu_server.compile.graph import (
     Function,
     Gemm,
     Graph,
+    HostFloat,
+    Interpolate,
     Kernel,
+    Largest,
     Lut,
+    MatMul,
     MaxPool,
     Mean,
+    Mul,
     Operation,
     Pad,
+    PRelu,
+    Rearrange,
     Reshape,
+    Select,
     Shape,
+    Sub,
+    Sum,
 )
+from npu_server.numerics.functions import FUNCTIONS
 from npu_server.numerics.profile import Profile
 from npu_server.numerics.requantize import Output
 from npu_server.numerics.scales import Quantization, activation_quantization, code_of
-from npu_wire.errors import NotCalibrated
+from npu_wire.errors import NotCalibrated, UnsupportedModel
 from npu_wire.layer_map import INT8_MAX, INT8_MIN, LayerMap, LayerSpec, MemoryLayout, TensorSpec
 
-_KNOWN_RANGES = {"Sigmoid": (0.0, 1.0), "HardSigmoid": (0.0, 1.0)}
+_MOVES_DATA = MaxPool | Largest | Reshape | Rearrange | Select | Pad
+_NAMES: dict[type, str] = {Clamp: "Relu", Interpolate: "Resize", Largest: "ReduceMax", Sum: "ReduceSum"}
 # TFLite's quantization specification, LOGISTIC and TANH.
 _FIXED = {"Sigmoid": Quantization(1 / 256, -128), "Tanh": Quantization(1 / 128, 0)}
 
@@ -89,6 +102,7 @@ def lower(
     quantizations = {graph.input: _from_range(graph.input, ranges, profile)}
     layers: list[Layer] = []
     for operation in graph.operations:
+        _check(operation, profile)
         sources = tuple(quantizations[name] for name in operation.inputs)
         quantization = _output_quantization(operation, sources, ranges, profile)
         layer = _layer(
@@ -119,7 +133,7 @@ def _output_quantization(
     profile: Profile,
 ) -> Quantization:
     kernel = operation.kernel
-    if isinstance(kernel, MaxPool | Reshape | Pad):
+    if isinstance(kernel, _MOVES_DATA | Interpolate):
         return sources[0]
     if isinstance(kernel, AveragePool) and profile.average_pool.method in ("input_scale", "reciprocal"):
         return sources[0]
@@ -130,9 +144,35 @@ def _output_quantization(
         name = function.name if isinstance(function, Function) else ""
         if profile.lut.output == "fixed" and name in _FIXED:
             return _FIXED[name]
-        if operation.output not in ranges and name in _KNOWN_RANGES:
-            return activation_quantization(operation.output, *_KNOWN_RANGES[name], profile)
+    bounds = _known_bounds(kernel)
+    if operation.output not in ranges and bounds is not None:
+        return activation_quantization(operation.output, *bounds, profile)
     return _from_range(operation.output, ranges, profile)
+
+
+def _known_bounds(kernel: Kernel) -> tuple[float, float] | None:
+    """Range of an operator's values by its definition."""
+    if isinstance(kernel, HostFloat) and kernel.op == "Softmax":
+        return 0.0, 1.0
+    if isinstance(kernel, Lut) and len(kernel.steps) == 1:
+        function = kernel.steps[0].kernel
+        return FUNCTIONS[function.name].bounds if isinstance(function, Function) else None
+    return None
+
+
+def _check(operation: Operation, profile: Profile) -> None:
+    """Refuses what the profile's NPU does not do."""
+    kernel, node = operation.kernel, operation.nodes[0]
+    if isinstance(kernel, HostFloat) and kernel.op not in profile.host_float.operators:
+        raise UnsupportedModel(
+            f"node {node!r} ({kernel.op}): the NPU {profile.name!r} has no integer arithmetic for it, and "
+            "its profile does not list it under host_float.operators"
+        )
+    if isinstance(kernel, MatMul) and profile.accumulator.where == "every_mac":
+        raise UnsupportedModel(
+            f"node {node!r} (MatMul): of two activations, is not defined on an NPU whose accumulator "
+            "saturates on every multiplication (accumulator.where = 'every_mac')"
+        )
 
 
 def _layer(
@@ -153,8 +193,8 @@ def _layer(
     parameters = sorted({parameter for name in names for parameter in constants[name].parameters})
     layout = image_layout if len(operation.shape) == 3 else MemoryLayout.CONTIGUOUS
     spec = LayerSpec(
-        output=_tensor_spec(operation.output, operation.shape, quantization, layout),
-        op=type(kernel).__name__ if not isinstance(kernel, Clamp) else "Relu",
+        output=_tensor_spec(operation.output, operation.shape, quantization, layout, operation.outer),
+        op=_operator_name(kernel),
         inputs=operation.inputs,
         fused_nodes=operation.nodes,
         parameters=tuple(parameters),
@@ -162,11 +202,24 @@ def _layer(
         # the code of real 0 in a tensor that never was negative.
         saturation_low=INT8_MIN - 1 if bounded_low or quantization.zero_point == INT8_MIN else INT8_MIN,
         saturation_high=INT8_MAX + 1 if bounded_high else INT8_MAX,
-        moves_data_only=isinstance(kernel, MaxPool | Reshape | Pad)
-        or (isinstance(kernel, Concat) and all(source == quantization for source in sources)),
+        moves_data_only=isinstance(kernel, _MOVES_DATA)
+        or (
+            isinstance(kernel, Concat)
+            and not kernel.constants
+            and all(source == quantization for source in sources)
+        ),
+        host_float=isinstance(kernel, HostFloat),
     )
     output = Output(quantization.zero_point, low, high)
     return Layer(spec, kernel, inputs, sources, quantization.scale, output, operation.shape)
+
+
+def _operator_name(kernel: Kernel) -> str:
+    if isinstance(kernel, Rearrange | Select | HostFloat):
+        return kernel.op
+    if isinstance(kernel, Conv) and kernel.stuffing is not None:
+        return "ConvTranspose"
+    return _NAMES.get(type(kernel), type(kernel).__name__)
 
 
 def _constants_of(kernel: Kernel) -> tuple[str, ...]:
@@ -176,8 +229,18 @@ def _constants_of(kernel: Kernel) -> tuple[str, ...]:
         return tuple(
             n for step in kernel.steps if isinstance(step.kernel, Affine) for n in step.kernel.values
         )
+    if isinstance(kernel, Add | Sub | Mul):
+        return () if kernel.operand is None else (kernel.operand.name,)
+    if isinstance(kernel, Concat):
+        return tuple(operand.name for _, operand in kernel.constants)
+    if isinstance(kernel, PRelu):
+        return (kernel.slope.name,)
+    if isinstance(kernel, HostFloat):
+        return tuple(operand.name for operand in kernel.operands)
     return ()
 
 
-def _tensor_spec(name: str, shape: Shape, q: Quantization, layout: MemoryLayout) -> TensorSpec:
-    return TensorSpec(name, shape, q.scale, q.zero_point, layout)
+def _tensor_spec(
+    name: str, shape: Shape, q: Quantization, layout: MemoryLayout, outer: int = 1
+) -> TensorSpec:
+    return TensorSpec(name, shape, q.scale, q.zero_point, layout, outer)

@@ -159,7 +159,7 @@ def compile_program(
         `npu_server.backends.base.Backend.compile`.
     """
     graph, constants = import_model(read_model(model))
-    plan = lower(fuse(graph, constants), constants, ranges, profile, kernels.image_layout)
+    plan = lower(fuse(graph, constants, ranges), constants, ranges, profile, kernels.image_layout)
     return CompiledProgram(plan, constants, profile, kernels, max_batch)
 
 

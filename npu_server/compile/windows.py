@@ -6,14 +6,14 @@ from typing import Any
 import onnx
 from onnx import NodeProto
 
-from npu_server.compile.graph import Window
+from npu_server.compile.graph import Stuffing, Window
 from npu_wire.errors import UnsupportedModel
 
 _MAX = 1 << 16
 
 
 def conv_window(node: NodeProto, kernel: tuple[int, int], size: tuple[int, int]) -> Window:
-    """Window of a Conv node.
+    """Window of a Conv node; of one over (N, C, L): of one row.
 
     Args:
         node: the node.
@@ -23,20 +23,85 @@ def conv_window(node: NodeProto, kernel: tuple[int, int], size: tuple[int, int])
     Raises:
         UnsupportedModel: attributes that are out of range, or a kernel that does not fit the input.
     """
-    given = _attributes(node)
-    if tuple(given.get("kernel_shape", kernel)) != kernel:
-        raise _refuse(node, f"kernel_shape {given['kernel_shape']} contradicts the weight's {kernel}")
+    given = _kernel_attributes(node, kernel)
     return _window(node, given, kernel, size)
 
 
-def pool_window(node: NodeProto, size: tuple[int, int]) -> Window:
+def transposed_window(
+    node: NodeProto, kernel: tuple[int, int], size: tuple[int, int]
+) -> tuple[Window, Stuffing, tuple[int, int]]:
+    """Window, stuffing and output size of a ConvTranspose node; args as of `conv_window`.
+
+    Each input pixel adds to the outputs that its kernel reaches. Seen from an output, that is a convolution
+    of stride 1 with the mirrored kernel over an input whose pixels lie `strides` apart (Dumoulin and Visin,
+    "A guide to convolution arithmetic", 4.2).
+
+    Raises:
+        UnsupportedModel: attributes that are out of range.
+    """
+    given = _kernel_attributes(node, kernel)
+    strides, dilations = (_pair(node, given, key, (1, 1)) for key in ("strides", "dilations"))
+    extra = [int(n) for n in given.get("output_padding", (0, 0))]
+    if len(extra) != 2 or not all(0 <= n < _MAX for n in extra):
+        raise _refuse(node, f"output_padding {extra} must be two numbers, 0 or more")
+    if given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID") or "output_shape" in given:
+        raise _refuse(node, "auto_pad and output_shape are not supported; give pads")
+    pads = _pads(node, given)
+    reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
+    around = [reach[i] - pads[i] for i in (0, 1)]
+    around += [reach[i] - pads[i + 2] + extra[i] for i in (0, 1)]
+    pixels = [(size[i] - 1) * strides[i] + 1 + around[i] + around[i + 2] - reach[i] for i in (0, 1)]
+    if min(pixels) < 1:
+        raise _refuse(node, f"its output would have {pixels[0]} x {pixels[1]} pixels")
+    stuffing = Stuffing(strides, (around[0], around[1], around[2], around[3]))
+    return Window(kernel, dilations=dilations), stuffing, (pixels[0], pixels[1])
+
+
+def pool_window(node: NodeProto, size: tuple[int, int], rank: int = 2) -> Window:
     """Window of a MaxPool or AveragePool node.
+
+    Args:
+        node: the node.
+        size: height and width of its input; (1, length) of a sequence.
+        rank: 2 of an image, 1 of a sequence.
 
     Raises:
         UnsupportedModel: attributes that are out of range, or a window that does not fit the input.
     """
+    given = _in_two_dimensions(_attributes(node), rank)
+    kernel = _pair(node, given, "kernel_shape", None)
+    plain = not any(given.get("pads", ())) and set(given.get("dilations", ())) <= {1}
+    if given.get("ceil_mode", 0) and plain:
+        # Such a window may reach beyond the input, where nothing counts: some networks pool the whole image
+        # with a window of any size.
+        kernel = (min(kernel[0], size[0]), min(kernel[1], size[1]))
+    return _window(node, given, kernel, size)
+
+
+def _kernel_attributes(node: NodeProto, kernel: tuple[int, int]) -> dict[str, Any]:
     given = _attributes(node)
-    return _window(node, given, _pair(node, given, "kernel_shape", None), size)
+    given = _in_two_dimensions(given, len(given.get("strides", given.get("kernel_shape", (1, 1)))))
+    if tuple(given.get("kernel_shape", kernel)) != kernel:
+        raise _refuse(node, f"kernel_shape {given['kernel_shape']} contradicts the weight's {kernel}")
+    return given
+
+
+def _in_two_dimensions(given: dict[str, Any], rank: int) -> dict[str, Any]:
+    """Attributes of a sequence's operator as those of an image of one row."""
+    if rank != 1:
+        return given
+    rows = {"kernel_shape": 1, "strides": 1, "dilations": 1, "output_padding": 0}
+    two = {key: [rows[key], *value] if key in rows else value for key, value in given.items()}
+    if len(two.get("pads", ())) == 2:
+        two["pads"] = [0, two["pads"][0], 0, two["pads"][1]]
+    return two
+
+
+def _pads(node: NodeProto, given: dict[str, Any]) -> tuple[int, int, int, int]:
+    pads = tuple(int(n) for n in given.get("pads", (0, 0, 0, 0)))
+    if len(pads) != 4 or not all(0 <= n < _MAX for n in pads):
+        raise _refuse(node, f"pads {pads} must be four numbers, 0 or more")
+    return pads[0], pads[1], pads[2], pads[3]
 
 
 def _window(node: NodeProto, given: dict[str, Any], kernel: tuple[int, int], size: tuple[int, int]) -> Window:
@@ -52,9 +117,7 @@ def _window(node: NodeProto, given: dict[str, Any], kernel: tuple[int, int], siz
     elif auto == "VALID":
         pads = (0, 0, 0, 0)
     elif auto == "NOTSET":
-        pads = tuple(int(n) for n in given.get("pads", (0, 0, 0, 0)))  # type: ignore[assignment]
-        if len(pads) != 4 or not all(0 <= n < _MAX for n in pads):
-            raise _refuse(node, f"pads {pads} must be four numbers, 0 or more")
+        pads = _pads(node, given)
     else:
         raise _refuse(node, f"auto_pad {auto!r} does not exist")
     overhang = [0, 0]

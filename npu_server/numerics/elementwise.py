@@ -23,12 +23,13 @@ def add(
     scale: float,
     out: Output,
     profile: Profile,
+    sign: int = 1,
 ) -> Int8Array:
-    """Sum of two INT8 tensors that broadcast, in the output's scale (`AddRule`)."""
+    """Sum (sign 1) or difference (-1) of two INT8 tensors, in the output's scale (`AddRule`)."""
     x, y = a.astype(np.int64) - qa.zero_point, b.astype(np.int64) - qb.zero_point
     rule = profile.requantize_in("add")
     if profile.add.method == "multiplier_20bit":
-        return _add_multiplier_20bit(x, qa.scale, y, qb.scale, scale, out)
+        return _add_multiplier_20bit(x, qa.scale, sign * y, qb.scale, scale, out)
     if profile.add.method == "int8":
         x = to_int8(scale_and_round(x, make_multiplier(np.array(qa.scale), scale, rule)), Output(0)).astype(
             np.int64
@@ -36,14 +37,14 @@ def add(
         y = to_int8(scale_and_round(y, make_multiplier(np.array(qb.scale), scale, rule)), Output(0)).astype(
             np.int64
         )
-        return to_int8(x + y, out)
+        return to_int8(x + sign * y, out)
     if profile.add.method == "shifted_int32":
         common = 2 * max(qa.scale, qb.scale)
         bits = profile.add.left_shift
         x = scale_and_round(x << bits, make_multiplier(np.array(qa.scale), common, rule))
         y = scale_and_round(y << bits, make_multiplier(np.array(qb.scale), common, rule))
-        return requantize(x + y, make_multiplier(np.array(common), 2.0**bits * scale, rule), out)
-    return _add_float32(a, qa, b, qb, scale, out)
+        return requantize(x + sign * y, make_multiplier(np.array(common), 2.0**bits * scale, rule), out)
+    return _add_float32(a, qa, b, qb, scale, out, sign)
 
 
 def _add_multiplier_20bit(
@@ -57,11 +58,11 @@ def _add_multiplier_20bit(
 
 
 def _add_float32(
-    a: Int8Array, qa: Quantization, b: Int8Array, qb: Quantization, scale: float, out: Output
+    a: Int8Array, qa: Quantization, b: Int8Array, qb: Quantization, scale: float, out: Output, sign: int
 ) -> Int8Array:
     """ONNX Runtime's MlasQLinearAdd: zero points in one constant, two fused multiply-adds, half to even."""
     ratio_a = np.float32(qa.scale) / np.float32(scale)
-    ratio_b = np.float32(qb.scale) / np.float32(scale)
+    ratio_b = np.float32(sign * qb.scale) / np.float32(scale)
     offset = np.float32(out.zero_point) - (
         ratio_a * np.float32(qa.zero_point) + ratio_b * np.float32(qb.zero_point)
     )
@@ -126,8 +127,9 @@ def function_table(
         real: Any = function(inputs).astype(np.float32) * (np.float32(1) / np.float32(scale))
     else:
         real = function((CODES.astype(np.float64) - source.zero_point) * source.scale) / scale
-    # Clipped while still real: an integer cannot hold what a wide function may yield.
-    real = np.clip(real, -1024.0, 1024.0)
+    # Clipped while still real: an integer cannot hold what a wide function may yield. Where the function has
+    # no value (the root of a negative code), the code of 0 stands.
+    real = np.clip(np.nan_to_num(real, nan=0.0, posinf=1024.0, neginf=-1024.0), -1024.0, 1024.0)
     if profile.lut.rounding == "half_even":
         rounded = np.rint(real)
     else:
@@ -179,6 +181,11 @@ def average(
         where = counts == n
         codes[where] = _mean_q31(total[where], int(n), source.scale, scale, out, requantization)
     return codes
+
+
+def total(sums: Int64Array, source: Quantization, scale: float, out: Output, profile: Profile) -> Int8Array:
+    """A sum over axes: (code - zero point) added up exactly, then requantized."""
+    return requantize(sums, make_multiplier(np.array(source.scale), scale, profile.requantize), out)
 
 
 def average_float32(

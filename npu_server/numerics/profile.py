@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from npu_server.numerics.rules import (
+    HOST_OPERATORS,
     AccumulatorRule,
     ActivationRule,
     AddRule,
     AverageRule,
     ConcatRule,
     Exceptions,
+    HostFloatRule,
     LutRule,
     RequantizeRule,
     WeightRule,
@@ -50,6 +52,7 @@ class Profile:
     mean: AverageRule
     lut: LutRule
     exceptions: Exceptions = field(default_factory=Exceptions)
+    host_float: HostFloatRule = field(default_factory=HostFloatRule)
 
     @property
     def hash(self) -> str:
@@ -111,7 +114,7 @@ def parse_profile(text: str, file: str) -> Profile:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidProfile(f"profile {file}: not TOML: {error}") from error
-    required = {"name"} | {f.name for f in _sections() if f.name != "exceptions"}
+    required = {"name"} | {f.name for f in _sections() if f.name not in ("exceptions", "host_float")}
     _check_keys(file, "", content, {f.name for f in dataclasses.fields(Profile)}, required)
     words = {"description": "", "judged_by": [], "unjudged": []} | content
     for key in ("name", "description"):
@@ -139,12 +142,25 @@ def _rule(file: str, name: str, cls: Any, table: object) -> Any:
         return Exceptions(
             **{key: _rule(file, f"{name}.{key}", RequantizeRule, value) for key, value in table.items()}
         )
+    if cls is HostFloatRule:
+        return _host_float(file, table)
     for key, value in table.items():
         legal = fields[key].metadata["legal"]
         # The type is compared as well: in Python 1 == True, in a profile it is not.
         if not any(type(value) is type(option) and value == option for option in legal):
             raise InvalidProfile(f"profile {file}: {name}.{key} = {value!r}; legal: {listed(legal)}")
     return cls(**table)
+
+
+def _host_float(file: str, table: dict[str, Any]) -> HostFloatRule:
+    operators = table.get("operators", [])
+    known = sorted(HOST_OPERATORS)
+    if not isinstance(operators, list) or any(operator not in known for operator in operators):
+        raise InvalidProfile(
+            f"profile {file}: host_float.operators = {operators!r}; legal: a list out of "
+            f"{listed(tuple(known))}"
+        )
+    return HostFloatRule(tuple(sorted(set(operators))))
 
 
 def _check_keys(file: str, prefix: str, table: dict[str, Any], legal: set[str], required: set[str]) -> None:

@@ -7,6 +7,19 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+HOST_OPERATORS = frozenset(
+    [
+        "Div",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "LogSoftmax",
+        "RMSNormalization",
+        "Softmax",
+    ]
+)
+"""ONNX operators that a profile may give to the host (`HostFloatRule`)."""
+
 
 def _key(*legal: Any, default: Any = dataclasses.MISSING) -> Any:
     """A key of a profile with its legal values; one with a default may be left out."""
@@ -159,3 +172,18 @@ class LutRule:
     rounding: str = _key("half_away", "half_even")
     arithmetic: str = _key("float64", "float32", default="float64")
     output: str = _key("calibrated", "fixed", default="calibrated")
+
+
+@dataclass(frozen=True)
+class HostFloatRule:
+    """What the NPU's host computes in floating point between two layers of the NPU.
+
+    Such a layer dequantizes its inputs to float64, computes, and quantizes its output half to even; the layer
+    map marks it. An operator that neither is listed here nor has an integer definition is refused.
+
+    Attributes:
+        operators: list of ONNX operators: "Div" (of two activations), "GroupNormalization",
+            "InstanceNormalization", "LayerNormalization", "LogSoftmax", "RMSNormalization", "Softmax".
+    """
+
+    operators: tuple[str, ...] = _key(*sorted(HOST_OPERATORS), default=())

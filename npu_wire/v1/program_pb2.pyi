@@ -18,21 +18,23 @@ class ActivationRange(_message.Message):
     def __init__(self, name: _Optional[str] = ..., min: _Optional[float] = ..., max: _Optional[float] = ...) -> None: ...
 
 class TensorSpec(_message.Message):
-    __slots__ = ("name", "shape", "layout", "scale", "zero_point")
+    __slots__ = ("name", "shape", "layout", "scale", "zero_point", "outer")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     SCALE_FIELD_NUMBER: _ClassVar[int]
     ZERO_POINT_FIELD_NUMBER: _ClassVar[int]
+    OUTER_FIELD_NUMBER: _ClassVar[int]
     name: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     layout: _tensor_pb2.MemoryLayout
     scale: float
     zero_point: int
-    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., layout: _Optional[_Union[_tensor_pb2.MemoryLayout, str]] = ..., scale: _Optional[float] = ..., zero_point: _Optional[int] = ...) -> None: ...
+    outer: int
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., layout: _Optional[_Union[_tensor_pb2.MemoryLayout, str]] = ..., scale: _Optional[float] = ..., zero_point: _Optional[int] = ..., outer: _Optional[int] = ...) -> None: ...
 
 class LayerSpec(_message.Message):
-    __slots__ = ("output", "op", "inputs", "fused_nodes", "parameters", "saturation_low", "saturation_high", "moves_data_only")
+    __slots__ = ("output", "op", "inputs", "fused_nodes", "parameters", "saturation_low", "saturation_high", "moves_data_only", "host_float")
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     OP_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +43,7 @@ class LayerSpec(_message.Message):
     SATURATION_LOW_FIELD_NUMBER: _ClassVar[int]
     SATURATION_HIGH_FIELD_NUMBER: _ClassVar[int]
     MOVES_DATA_ONLY_FIELD_NUMBER: _ClassVar[int]
+    HOST_FLOAT_FIELD_NUMBER: _ClassVar[int]
     output: TensorSpec
     op: str
     inputs: _containers.RepeatedScalarFieldContainer[str]
@@ -49,4 +52,5 @@ class LayerSpec(_message.Message):
     saturation_low: int
     saturation_high: int
     moves_data_only: bool
-    def __init__(self, output: _Optional[_Union[TensorSpec, _Mapping]] = ..., op: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., fused_nodes: _Optional[_Iterable[str]] = ..., parameters: _Optional[_Iterable[str]] = ..., saturation_low: _Optional[int] = ..., saturation_high: _Optional[int] = ..., moves_data_only: bool = ...) -> None: ...
+    host_float: bool
+    def __init__(self, output: _Optional[_Union[TensorSpec, _Mapping]] = ..., op: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., fused_nodes: _Optional[_Iterable[str]] = ..., parameters: _Optional[_Iterable[str]] = ..., saturation_low: _Optional[int] = ..., saturation_high: _Optional[int] = ..., moves_data_only: bool = ..., host_float: bool = ...) -> None: ...

@@ -5,7 +5,7 @@ import torch
 from npu_server.backends.base import BackendOptions, Capabilities, Fingerprint, Health, Program, Ranges
 from npu_server.backends.emulator.kernels import EmulatorKernels
 from npu_server.backends.emulator.requantize import compile_kernels
-from npu_server.compile.operators import OPERATORS
+from npu_server.compile.operators import operators_of
 from npu_server.compile.program import compile_program
 from npu_server.numerics.profile import load_profile
 from npu_wire.errors import DeviceFault, InvalidInput
@@ -42,7 +42,7 @@ class EmulatorBackend:
         fingerprint = Fingerprint(
             "emulator", "npu-in-the-loop", profile.name, "1", profile.name, profile.hash
         )
-        return Capabilities(fingerprint, OPERATORS, MAX_BATCH, location=str(self._device))
+        return Capabilities(fingerprint, operators_of(profile), MAX_BATCH, location=str(self._device))
 
     def open(self) -> None:
         """Takes the device, sets torch's threads, compiles kernels.

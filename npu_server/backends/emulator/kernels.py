@@ -1,5 +1,6 @@
 """One method a kind of layer. Images are int8 (N, H, W, C) in memory, everything else as its shape says."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -7,9 +8,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from npu_server.backends.emulator import moving
+from npu_server.backends.emulator.attention import multiply_activations
 from npu_server.backends.emulator.images import image_windows, pad_image
 from npu_server.backends.emulator.matrix import convolve, multiply
-from npu_server.backends.emulator.packing import Packed, pack_pairs, pack_tables, pack_weights
+from npu_server.backends.emulator.moving import as_image, from_image, logical, stored
+from npu_server.backends.emulator.packing import Packed, pack_matmul, pack_pairs, pack_tables, pack_weights
 from npu_server.backends.emulator.sums import METHODS, Method
 from npu_server.backends.emulator.tables import look_up, look_up_pairs
 from npu_server.compile.graph import (
@@ -19,18 +23,29 @@ from npu_server.compile.graph import (
     Concat,
     Conv,
     Gemm,
+    HostFloat,
+    Interpolate,
+    Largest,
     Lut,
+    MatMul,
     MaxPool,
     Mean,
     Mul,
     Pad,
+    PRelu,
+    Rearrange,
     Reshape,
+    Select,
+    Sub,
+    Sum,
     Window,
 )
+from npu_server.compile.host import compute_on_host
 from npu_server.compile.lowering import Layer
+from npu_server.compile.pairs import in_order
 from npu_server.compile.sliding import average_windows, window_counts
 from npu_server.compile.weights import Prepared
-from npu_server.numerics.elementwise import average
+from npu_server.numerics.elementwise import average, total
 from npu_server.numerics.profile import Profile
 from npu_server.numerics.scales import Int64Array
 from npu_wire.layer_map import INT8_MIN, Int8Array, MemoryLayout
@@ -61,9 +76,11 @@ class EmulatorKernels:
         """Brings weights and tables to the device."""
         if isinstance(layer.kernel, Conv | Gemm):
             return pack_weights(layer, prepared, self._profile, self._device, self._methods)
-        if isinstance(layer.kernel, Add | Mul):
-            return pack_pairs(layer, self._profile, self._device, isinstance(layer.kernel, Mul))
-        return pack_tables(prepared.tables, self._device)
+        if isinstance(layer.kernel, Add | Sub | Mul):
+            return pack_pairs(layer, layer.kernel, prepared, self._profile, self._device)
+        if isinstance(layer.kernel, MatMul):
+            return pack_matmul(layer, prepared, self._profile, self._device)
+        return pack_tables(prepared, self._device)
 
     def load(self, batch: Int8Array) -> torch.Tensor:
         """The input on the device, images with channels last."""
@@ -81,35 +98,64 @@ class EmulatorKernels:
         kernel, x = layer.kernel, inputs[0]
         match kernel:
             case Conv():
-                return convolve(layer, packed, x)
+                image = as_image(x)
+                if kernel.stuffing is not None:
+                    image = moving.stuff(image, kernel.stuffing, layer.sources[0].zero_point)
+                return from_image(convolve(layer, packed, image), x.ndim)
             case Gemm():
-                return multiply(layer, packed, x)
-            case Add() | Mul():
-                return look_up_pairs(packed.tables[0], x, inputs[1])
+                return stored(multiply(layer, packed, logical(x).contiguous()))
+            case MatMul():
+                return stored(multiply_activations(layer, packed, logical(x), logical(inputs[1])))
+            case Add() | Sub() | Mul():
+                constant = stored(packed.constants[0]) if packed.constants else None
+                return look_up_pairs(packed.tables[0], *in_order(kernel, inputs, constant))
             case Lut() | Clamp():
                 return look_up(packed.tables[0], x)
+            case PRelu():
+                slopes = torch.arange(len(packed.tables[0]), device=x.device).reshape(kernel.slope.shape)
+                return packed.tables[0][stored(slopes), x.to(torch.int32) + 128]
             case Concat():
-                axis = {1: 3, 2: 1, 3: 2}[kernel.axis] if x.ndim == 4 else kernel.axis
-                return torch.cat(
-                    [look_up(t, v) for t, v in zip(packed.tables, inputs, strict=True)], dim=axis
-                )
+                return _concat(kernel, packed, inputs)
             case MaxPool():
-                return _max_pool(x, kernel.window)
+                return from_image(_max_pool(as_image(x), kernel.window), x.ndim)
             case AveragePool():
-                return self._average_pool(layer, kernel, x)
-            case Mean():
-                sums = (
-                    x.sum(dim=(1, 2), dtype=torch.int64)
-                    - x.shape[1] * x.shape[2] * layer.sources[0].zero_point
-                )
-                counts = np.array(x.shape[1] * x.shape[2])
-                codes = self._average(layer, sums, counts, "mean")
-                return codes.reshape(len(x), 1, 1, -1) if len(layer.shape) == 3 else codes
+                return from_image(self._average_pool(layer, kernel, as_image(x)), x.ndim)
+            case Mean() | Sum():
+                return self._reduce(layer, kernel, logical(x))
+            case Largest():
+                highest = logical(x).amax(dim=kernel.axes)
+                return stored(highest.reshape(len(x), *layer.shape))
             case Pad():
-                return pad_image(x, kernel.pads, layer.output.zero_point)
+                return stored(moving.pad(logical(x), kernel.pads, layer.output.zero_point))
             case Reshape():
-                return _reshape(x, layer.shape)
+                return _copied(logical(x).reshape(len(x), *layer.shape), x)
+            case Rearrange():
+                return _copied(moving.rearrange(logical(x), kernel).reshape(len(x), *layer.shape), x)
+            case Select():
+                return _copied(moving.select(logical(x), kernel).reshape(len(x), *layer.shape), x)
+            case Interpolate():
+                return from_image(moving.interpolate(as_image(x), kernel), x.ndim)
+            case HostFloat():
+                return self._on_host(layer, kernel, packed, inputs)
         raise AssertionError(f"no kernel for {kernel}")
+
+    def _reduce(self, layer: Layer, kernel: Mean | Sum, x: torch.Tensor) -> torch.Tensor:
+        count = math.prod(x.shape[axis] for axis in kernel.axes)
+        sums = x.sum(dim=kernel.axes, dtype=torch.int64) - count * layer.sources[0].zero_point
+        shaped = sums.reshape(len(x), *layer.shape)
+        if isinstance(kernel, Mean):
+            return stored(self._average(layer, shaped, np.array(count), "mean"))
+        # These tensors are small: the specification itself finishes them.
+        codes = total(shaped.cpu().numpy(), layer.sources[0], layer.scale, layer.output, self._profile)
+        return stored(torch.from_numpy(codes).to(self._device))
+
+    def _on_host(
+        self, layer: Layer, kernel: HostFloat, packed: Packed, inputs: list[torch.Tensor]
+    ) -> torch.Tensor:
+        assert packed.prepared is not None
+        arrays = [np.ascontiguousarray(logical(x).cpu().numpy()) for x in inputs]
+        codes = compute_on_host(layer, kernel, packed.prepared, arrays)
+        return stored(torch.from_numpy(np.ascontiguousarray(codes)).to(self._device))
 
     def _average_pool(self, layer: Layer, kernel: AveragePool, x: torch.Tensor) -> torch.Tensor:
         if self._profile.average_pool.method == "float32_sum":
@@ -146,9 +192,18 @@ def _window_sums(layer: Layer, x: torch.Tensor, window: Window) -> torch.Tensor:
     return windows.sum(dim=(3, 4), dtype=torch.int64) - zero_point * window.kernel[0] * window.kernel[1]
 
 
-def _reshape(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    logical = x.permute(0, 3, 1, 2) if x.ndim == 4 else x
-    # A copy: what was yielded under one name must not share memory with another tensor.
-    result = logical.contiguous().reshape(len(x), *shape)
-    result = result.permute(0, 2, 3, 1) if result.ndim == 4 else result
-    return result.clone(memory_format=torch.contiguous_format)
+def _concat(kernel: Concat, packed: Packed, inputs: list[torch.Tensor]) -> torch.Tensor:
+    parts = [look_up(table, x) for table, x in zip(packed.tables, inputs, strict=True)]
+    for (position, _), codes in zip(kernel.constants, packed.constants, strict=True):
+        constant = stored(codes)
+        parts.insert(position, constant.expand(len(inputs[0]), *constant.shape[1:]))
+    axis = {1: 3, 2: 1, 3: 2}[kernel.axis] if inputs[0].ndim == 4 else kernel.axis
+    return torch.cat(parts, dim=axis)
+
+
+def _copied(result: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """In its order in memory, and never on the source's: what was yielded stays as it is."""
+    dense = stored(result)
+    return (
+        dense.clone() if dense.untyped_storage().data_ptr() == source.untyped_storage().data_ptr() else dense
+    )

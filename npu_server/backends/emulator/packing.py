@@ -13,12 +13,12 @@ from npu_server.backends.emulator.bounds import largest_sum
 from npu_server.backends.emulator.sums import ExactSums, Method, Task, exact_sums
 from npu_server.compile.graph import Conv, Window
 from npu_server.compile.lowering import Layer
+from npu_server.compile.pairs import Pairwise, combine
 from npu_server.compile.weights import Prepared
 from npu_server.numerics import elementwise
 from npu_server.numerics.profile import Profile
 from npu_server.numerics.requantize import Multiplier
 from npu_server.numerics.scales import Int64Array
-from npu_wire.layer_map import Int8Array
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,16 @@ class Packed:
         register: of one whose register may saturate before the sum is complete; then `sums` is None.
         tables: int8, (256,) each, for Lut, Clamp and Concat; (65536,) for Add and Mul, entry (a + 128) * 256
             + b + 128.
+        constants: int8, logical order: the operand of Add, Sub, Mul; those of Concat.
+        prepared: what layers that the specification itself computes need.
     """
 
     sums: ExactSums | None = None
     requantizer: Requantizer | None = None
     register: Register | None = None
     tables: tuple[torch.Tensor, ...] = ()
+    constants: tuple[torch.Tensor, ...] = ()
+    prepared: Prepared | None = None
 
 
 def pack_weights(
@@ -105,17 +109,41 @@ def pack_weights(
     return Packed(sums, requantizer)
 
 
-def pack_tables(tables: tuple[Int8Array, ...], device: torch.device) -> Packed:
-    """Packs tables of 256 entries."""
-    return Packed(tables=tuple(torch.from_numpy(table).to(device) for table in tables))
+def pack_tables(prepared: Prepared, device: torch.device) -> Packed:
+    """Packs tables of 256 entries, and constants that are joined."""
+    tables, constants = (
+        tuple(torch.from_numpy(array).to(device) for array in arrays)
+        for arrays in (prepared.tables, prepared.joined)
+    )
+    return Packed(tables=tables, constants=constants, prepared=prepared)
 
 
-def pack_pairs(layer: Layer, profile: Profile, device: torch.device, product: bool) -> Packed:
-    """Sum or product of each pair of codes: 65,536 results of the specification itself."""
-    operator = elementwise.mul if product else elementwise.add
+def pack_pairs(
+    layer: Layer, kernel: Pairwise, prepared: Prepared, profile: Profile, device: torch.device
+) -> Packed:
+    """What becomes of each pair of codes: 65,536 results of the specification itself."""
     a, b = elementwise.CODES.reshape(-1, 1), elementwise.CODES.reshape(1, -1)
-    table = operator(a, layer.sources[0], b, layer.sources[1], layer.scale, layer.output, profile)
-    return Packed(tables=(torch.from_numpy(table.reshape(-1)).to(device),))
+    table = combine(layer, kernel, prepared, a, b, profile)
+    constants = () if prepared.operand is None else (prepared.operand.codes,)
+    return Packed(
+        tables=(torch.from_numpy(table.reshape(-1)).to(device),),
+        constants=tuple(torch.from_numpy(codes).to(device) for codes in constants),
+    )
+
+
+def pack_matmul(layer: Layer, prepared: Prepared, profile: Profile, device: torch.device) -> Packed:
+    """One multiplier for all columns of a product of two activations."""
+    assert prepared.multiplier is not None
+    one = prepared.multiplier
+    columns = layer.shape[-1]
+    everywhere = Multiplier(
+        one.rule,
+        np.broadcast_to(one.mantissa, columns),
+        np.broadcast_to(one.shift, columns),
+        np.broadcast_to(one.factor, columns),
+    )
+    bias = np.zeros(columns, np.int64)
+    return Packed(requantizer=_requantizer(layer, everywhere, bias, profile, device))
 
 
 def _requantizer(
