@@ -37,6 +37,7 @@ class InjectionRule:
         saturation_high: smallest code that counts as clipped from above.
         lower: the FP32 value is clamped to at least this first; the gradient is zero at and below it.
         upper: the FP32 value is clamped to at most this first; the gradient is zero at and above it.
+        outer: elements before the batch in the FP32 value's order; the NPU's tensor begins with the batch.
     """
 
     scale: float
@@ -45,12 +46,19 @@ class InjectionRule:
     saturation_high: int = 127
     lower: float = -math.inf
     upper: float = math.inf
+    outer: int = 1
 
 
 def rule_of_layer(layer: LayerSpec, lower: float = -math.inf, upper: float = math.inf) -> InjectionRule:
     """The rule of a layer's output, with the bounds of an activation that the pass shall apply."""
     return InjectionRule(
-        layer.output.scale, layer.output.zero_point, layer.saturation_low, layer.saturation_high, lower, upper
+        layer.output.scale,
+        layer.output.zero_point,
+        layer.saturation_low,
+        layer.saturation_high,
+        lower,
+        upper,
+        layer.output.outer,
     )
 
 
@@ -66,7 +74,8 @@ def inject(
 
     Args:
         y: FP32 value before the activation that `rule` bounds, shape (n, ...), any float dtype and device.
-        q: the NPU's codes, as many elements as y in the same logical order, any memory order.
+        q: the NPU's codes, as many elements as y in the same logical order (but for `rule.outer`), any memory
+            order.
         rule: scale, clipping and activation.
         overwrite: the result may take y's memory. Only for a y that nobody else reads and whose producer does
             not keep it for its backward; autograd raises an error if it does.
@@ -75,6 +84,8 @@ def inject(
         The dequantized tensor (float32, y's shape and device, bit-equal to `npu_wire.quantize.dequantize`)
         and the noise against the clamped y.
     """
+    if rule.outer > 1:
+        q = q.reshape(q.shape[0], rule.outer, -1).swapaxes(0, 1)
     if q.shape != tuple(y.shape):
         q = q.reshape(y.shape)
     if y.dtype != torch.float32:
