@@ -5,6 +5,7 @@ import torch
 from npu_server.backends.base import BackendOptions, Capabilities, Fingerprint, Health, Program, Ranges
 from npu_server.backends.emulator.kernels import EmulatorKernels
 from npu_server.backends.emulator.requantize import compile_kernels
+from npu_server.backends.emulator.tables import compile_tables
 from npu_server.compile.operators import operators_of
 from npu_server.compile.program import compile_program
 from npu_server.numerics.profile import load_profile
@@ -56,6 +57,7 @@ class EmulatorBackend:
             torch.set_num_threads(self._threads)
         if self._device.type == "cpu":
             compile_kernels()
+            compile_tables()
         health = self.probe()
         if not health.ok:
             raise DeviceFault(health.detail)

@@ -39,3 +39,13 @@ def image_windows(padded: torch.Tensor, window: Window) -> torch.Tensor:
         (apart[0], apart[1] * down, apart[2] * across, apart[1] * rows, apart[2] * columns, apart[3]),
         padded.storage_offset(),
     )
+
+
+def window_maxima(padded: torch.Tensor, window: Window) -> torch.Tensor:
+    """The largest code in each window, shape (N, output H, output W, C), contiguous; see `image_windows`."""
+    windows = image_windows(padded, window)
+    positions = [windows[:, :, :, i, j] for i in range(window.kernel[0]) for j in range(window.kernel[1])]
+    largest = positions[0].clone(memory_format=torch.contiguous_format)
+    for codes in positions[1:]:
+        torch.maximum(largest, codes, out=largest)
+    return largest

@@ -6,7 +6,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from npu_server.backends.emulator import moving
 from npu_server.backends.emulator.attention import multiply_activations
@@ -48,7 +47,7 @@ from npu_server.compile.weights import Prepared
 from npu_server.numerics.elementwise import average, total
 from npu_server.numerics.profile import Profile
 from npu_server.numerics.scales import Int64Array
-from npu_wire.layer_map import INT8_MIN, Int8Array, MemoryLayout
+from npu_wire.layer_map import Int8Array, MemoryLayout
 
 
 class EmulatorKernels:
@@ -177,12 +176,6 @@ class EmulatorKernels:
 def _with_overhang(window: Window) -> tuple[int, int, int, int]:
     top, left, bottom, right = window.pads
     return top, left, bottom + window.overhang[0], right + window.overhang[1]
-
-
-def _max_pool(x: torch.Tensor, window: Window) -> torch.Tensor:
-    padded = pad_image(x, _with_overhang(window), INT8_MIN).to(torch.float32).permute(0, 3, 1, 2)
-    pooled = F.max_pool2d(padded, window.kernel, window.strides, 0, window.dilations)
-    return pooled.permute(0, 2, 3, 1).to(torch.int8).contiguous()
 
 
 def _window_sums(layer: Layer, x: torch.Tensor, window: Window) -> torch.Tensor:
