@@ -9,7 +9,7 @@ import torch
 
 from npu_server.backends.emulator import moving
 from npu_server.backends.emulator.attention import multiply_activations
-from npu_server.backends.emulator.images import image_windows, pad_image
+from npu_server.backends.emulator.images import image_windows, pad_image, window_maxima
 from npu_server.backends.emulator.matrix import convolve, multiply
 from npu_server.backends.emulator.moving import as_image, from_image, logical, stored
 from npu_server.backends.emulator.packing import Packed, pack_matmul, pack_pairs, pack_tables, pack_weights
@@ -47,7 +47,7 @@ from npu_server.compile.weights import Prepared
 from npu_server.numerics.elementwise import average, total
 from npu_server.numerics.profile import Profile
 from npu_server.numerics.scales import Int64Array
-from npu_wire.layer_map import Int8Array, MemoryLayout
+from npu_wire.layer_map import INT8_MIN, Int8Array, MemoryLayout
 
 
 class EmulatorKernels:
@@ -116,7 +116,8 @@ class EmulatorKernels:
             case Concat():
                 return _concat(kernel, packed, inputs)
             case MaxPool():
-                return from_image(_max_pool(as_image(x), kernel.window), x.ndim)
+                padded = pad_image(as_image(x), _with_overhang(kernel.window), INT8_MIN)
+                return from_image(window_maxima(padded, kernel.window), x.ndim)
             case AveragePool():
                 return from_image(self._average_pool(layer, kernel, as_image(x)), x.ndim)
             case Mean() | Sum():

@@ -36,8 +36,8 @@ def look_up_pairs(table: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torc
         return table[((a.to(torch.int32) + 128) << 8) + (b.to(torch.int32) + 128)]
     a, b = torch.broadcast_tensors(a, b)
     out = torch.empty(a.shape, dtype=torch.int8)
-    flat = [x.contiguous().reshape(-1).numpy() for x in (a, b)]
-    _look_up_pairs(table.numpy(), *flat, out.reshape(-1).numpy())
+    left, right = (x.contiguous().reshape(-1).numpy() for x in (a, b))
+    _look_up_pairs(table.numpy(), left, right, out.reshape(-1).numpy())
     return out
 
 
