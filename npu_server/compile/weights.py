@@ -236,9 +236,15 @@ def _prepare_weights(layer: Layer, folded: tuple[Float32Array, Float32Array], pr
         )
     source = layer.sources[0].scale
     weights = quantize_weights(weight, bias, source, layer.scale, profile)
-    rule = profile.requantize_in("fully_connected") if isinstance(layer.kernel, Gemm) else profile.requantize
-    multiplier = _multiplier(layer, weights.scales * source, rule)
+    multiplier = _multiplier(layer, weights.scales * source, _requantize_rule(layer, weight.shape, profile))
     return Prepared(weights=weights, multiplier=multiplier)
+
+
+def _requantize_rule(layer: Layer, weight_shape: tuple[int, ...], profile: Profile) -> RequantizeRule:
+    if isinstance(layer.kernel, Gemm):
+        return profile.requantize_in("fully_connected")
+    grouped = isinstance(layer.kernel, Conv) and layer.kernel.groups > 1 and weight_shape[1] > 1
+    return profile.requantize_in("grouped") if grouped else profile.requantize
 
 
 def _evaluate(steps: tuple[Operation, ...], x: Float64Array, constants: Constants) -> Float64Array:

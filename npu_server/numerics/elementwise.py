@@ -28,8 +28,8 @@ def add(
     """Sum (sign 1) or difference (-1) of two INT8 tensors, in the output's scale (`AddRule`)."""
     x, y = a.astype(np.int64) - qa.zero_point, b.astype(np.int64) - qb.zero_point
     rule = profile.requantize_in("add")
-    if profile.add.method == "multiplier_20bit":
-        return _add_multiplier_20bit(x, qa.scale, sign * y, qb.scale, scale, out)
+    if profile.add.method == "multiplier_21bit":
+        return _add_multiplier_21bit(x, qa.scale, sign * y, qb.scale, scale, out)
     if profile.add.method == "int8":
         x = to_int8(scale_and_round(x, make_multiplier(np.array(qa.scale), scale, rule)), Output(0)).astype(
             np.int64
@@ -47,12 +47,12 @@ def add(
     return _add_float32(a, qa, b, qb, scale, out, sign)
 
 
-def _add_multiplier_20bit(
+def _add_multiplier_21bit(
     x: Int64Array, scale_x: float, y: Int64Array, scale_y: float, scale: float, out: Output
 ) -> Int8Array:
-    """XNNPACK's qs8-vadd-minmax: the larger ratio takes 20 bits, one shift rounds half up."""
+    """XNNPACK's qs8-vadd-minmax: the larger ratio takes 21 bits, one shift rounds half up."""
     ratio_x, ratio_y = np.float32(scale_x) / np.float32(scale), np.float32(scale_y) / np.float32(scale)
-    shift = 20 - int(np.frexp(max(ratio_x, ratio_y))[1])
+    shift = 21 - int(np.frexp(max(ratio_x, ratio_y))[1])
     factor_x, factor_y = (int(np.rint(np.ldexp(np.float64(ratio), shift))) for ratio in (ratio_x, ratio_y))
     return to_int8((x * factor_x + y * factor_y + (1 << (shift - 1))) >> shift, out)
 
@@ -60,7 +60,7 @@ def _add_multiplier_20bit(
 def _add_float32(
     a: Int8Array, qa: Quantization, b: Int8Array, qb: Quantization, scale: float, out: Output, sign: int
 ) -> Int8Array:
-    """ONNX Runtime's MlasQLinearAdd: zero points in one constant, two fused multiply-adds, half to even."""
+    """ONNX Runtime's MlasQLinearAdd: zero points in one constant, two fused multiply-adds, b's first."""
     ratio_a = np.float32(qa.scale) / np.float32(scale)
     ratio_b = np.float32(sign * qb.scale) / np.float32(scale)
     offset = np.float32(out.zero_point) - (
@@ -68,8 +68,8 @@ def _add_float32(
     )
     # float64 holds product and sum of such numbers without loss, so that one rounding to float32 is the fused
     # one.
-    first = (a.astype(np.float64) * np.float64(ratio_a) + np.float64(offset)).astype(np.float32)
-    second = (b.astype(np.float64) * np.float64(ratio_b) + first.astype(np.float64)).astype(np.float32)
+    first = (b.astype(np.float64) * np.float64(ratio_b) + np.float64(offset)).astype(np.float32)
+    second = (a.astype(np.float64) * np.float64(ratio_a) + first.astype(np.float64)).astype(np.float32)
     return np.clip(np.rint(second), out.low, out.high).astype(np.int8)
 
 
@@ -163,14 +163,13 @@ def average(
         return to_int8(_divide(codes, count, rule.rounding), Output(0, out.low, out.high))
     if rule.method == "reciprocal":
         return to_int8(_times_reciprocal(total, count), out)
+    if rule.method == "float32_codes":
+        return _average_of_codes(total, count, source, scale, out)
     requantization = profile.requantize_in(operator)
     kind = requantization.multiplier
     if kind == "float32":
         factor = np.float32(source.scale) / (np.float32(scale) * count.astype(np.float32))
-        real = total.astype(np.float32) * factor
-        if requantization.zero_point == "before_rounding":
-            return to_int8(np.rint(real + np.float32(out.zero_point)).astype(np.int64) - out.zero_point, out)
-        return to_int8(np.rint(real).astype(np.int64), out)
+        return to_int8(np.rint(total.astype(np.float32) * factor).astype(np.int64), out)
     if kind == "power_of_two":
         exponent = int(np.frexp(source.scale)[1] - np.frexp(scale)[1])
         numerator, denominator = total << max(exponent, 0), count << max(-exponent, 0)
@@ -205,6 +204,17 @@ def average_float32(
     for codes in windows:
         total = total + (codes.astype(np.float32) - np.float32(source.zero_point)) * np.float32(source.scale)
     real = total / count.astype(np.float32) / np.float32(scale) + np.float32(out.zero_point)
+    return to_int8(np.rint(real).astype(np.int64) - out.zero_point, out)
+
+
+def _average_of_codes(
+    total: Int64Array, count: Int64Array, source: Quantization, scale: float, out: Output
+) -> Int8Array:
+    """XNNPACK's qs8 mean: the codes' own sum, the zero points in one float32 offset."""
+    n, zero_points = count.astype(np.float32), count * source.zero_point
+    factor = (np.float32(source.scale) / np.float32(scale)) * (np.float32(1) / n)
+    offset = np.float32(out.zero_point) - zero_points.astype(np.float32) * factor
+    real = (total + zero_points).astype(np.float32) * factor + offset
     return to_int8(np.rint(real).astype(np.int64) - out.zero_point, out)
 
 

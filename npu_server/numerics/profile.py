@@ -198,15 +198,23 @@ def _check_combinations(file: str, profile: Profile) -> None:
         raise InvalidProfile(
             f"profile {file}: add.left_shift (1..20) belongs to add.method = 'shifted_int32', and only there"
         )
-    if profile.mean.method in ("reciprocal", "float32_sum"):
-        raise InvalidProfile(
-            f"profile {file}: mean.method = {profile.mean.method!r}; legal: 'input_scale', 'requantize'"
-        )
+    for name, foreign in (("mean", ("reciprocal", "float32_sum")), ("average_pool", ("float32_codes",))):
+        method = getattr(profile, name).method
+        if method in foreign:
+            legal = [m for m in _key_values(AverageRule, "method") if m not in foreign]
+            raise InvalidProfile(
+                f"profile {file}: {name}.method = {method!r}; legal for {name}: {listed(tuple(legal))}"
+            )
     for name, average in (("average_pool", profile.average_pool), ("mean", profile.mean)):
         if (average.method == "input_scale") != bool(average.rounding):
             raise InvalidProfile(
                 f"profile {file}: {name}.rounding belongs to {name}.method = 'input_scale' only"
             )
+
+
+def _key_values(cls: Any, key: str) -> tuple[Any, ...]:
+    values: tuple[Any, ...] = next(f for f in dataclasses.fields(cls) if f.name == key).metadata["legal"]
+    return values
 
 
 def _check_requantize(file: str, key: str, rule: RequantizeRule, profile: Profile) -> None:
@@ -224,12 +232,10 @@ def _check_requantize(file: str, key: str, rule: RequantizeRule, profile: Profil
             f"profile {file}: {key}.multiplier = 'power_of_two' needs weights.scale and "
             "activations.scale = 'power_of_two'"
         )
-    if rule.zero_point == "before_rounding" and (
-        rule.multiplier != "float32" or key not in ("exceptions.mul", "exceptions.mean")
-    ):
+    if rule.zero_point == "before_rounding" and (rule.multiplier != "float32" or key != "exceptions.mul"):
         raise InvalidProfile(
             f"profile {file}: {key}.zero_point = 'before_rounding' needs multiplier 'float32', and exists in "
-            "exceptions.mul and exceptions.mean only; elsewhere: 'after_rounding'"
+            "exceptions.mul only; elsewhere: 'after_rounding'"
         )
 
 

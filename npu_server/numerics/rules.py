@@ -63,7 +63,8 @@ class AccumulatorRule:
         overflow: "saturate" or "wrap".
         where: "sum": overflow acts once, on the finished sum with its bias. "every_mac": the register begins
             with the bias and saturates after each product; products come kernel row by kernel row, column by
-            column, and for each position input channel by input channel. (Wrapping is the same in both.)
+            column, and for each position input channel by input channel. (Wrapping is the same in both; a
+            product of two activations overflows on its sum in any case.)
     """
 
     bits: int = _key(*range(8, 33))
@@ -79,8 +80,8 @@ class RequantizeRule:
         multiplier: "q31" (31-bit mantissa and shift), "float32", or "power_of_two" (shift only).
         rounding: of the last step: "half_away", "half_up", "half_even", "floor".
         steps: 2: rounded half up to 31 bits first, then by the shift (gemmlowp); 1: rounded once.
-        zero_point: "after_rounding", or "before_rounding" (float32 multipliers of `mul` and `mean` only; it
-            decides how ties fall).
+        zero_point: "after_rounding", or "before_rounding" (float32 multipliers of `mul` only; it decides how
+            ties fall).
     """
 
     multiplier: str = _key("q31", "float32", "power_of_two")
@@ -94,6 +95,7 @@ class Exceptions:
     """Operators that requantize by a rule of their own, each with all keys of [requantize].
 
     Attributes:
+        grouped: convolutions in groups of more than one channel.
         fully_connected: Gemm, and MatMul by a constant.
         add: the rescalings inside "shifted_int32" and "int8" additions.
         mul: product of two activations.
@@ -103,6 +105,7 @@ class Exceptions:
         average_pool: of the methods "requantize" and "reciprocal".
     """
 
+    grouped: RequantizeRule | None = None
     fully_connected: RequantizeRule | None = None
     add: RequantizeRule | None = None
     mul: RequantizeRule | None = None
@@ -117,15 +120,15 @@ class AddRule:
     """Addition of two INT8 tensors.
 
     Attributes:
-        method: "shifted_int32" (operands shifted left and rescaled to a common scale), "multiplier_20bit"
-            (each operand times a 20-bit multiplier, one sum, one shift that rounds half up: XNNPACK),
+        method: "shifted_int32" (operands shifted left and rescaled to a common scale), "multiplier_21bit"
+            (each operand times a 21-bit multiplier, one sum, one shift that rounds half up: XNNPACK),
             "float32_fma" (two fused multiply-adds in float32, the zero point inside: ONNX Runtime), or
             "int8" (each operand requantized to the output's scale and clamped to INT8 before a saturating
             INT8 addition).
         left_shift: bits of head room of "shifted_int32".
     """
 
-    method: str = _key("shifted_int32", "multiplier_20bit", "float32_fma", "int8")
+    method: str = _key("shifted_int32", "multiplier_21bit", "float32_fma", "int8")
     left_shift: int = _key(*range(21), default=0)
 
 
@@ -149,12 +152,14 @@ class AverageRule:
         method: "input_scale" (the output keeps the input's scale; sum of codes / count, rounded),
             "reciprocal" (for average pools; the output keeps the input's scale; the centred sum times a
             30-bit reciprocal of the count, rounded half up: TOSA), "requantize" (the sum times input scale /
-            (output scale * count) by `RequantizeRule`), or, for average pools, "float32_sum" (dequantized,
-            summed row by row in float32, divided, quantized half to even with the zero point inside).
+            (output scale * count) by `RequantizeRule`), "float32_codes" (for means; the sum of the codes
+            themselves times a float32 factor, plus a float32 offset that holds both zero points, half to
+            even: XNNPACK), or, for average pools, "float32_sum" (dequantized, summed row by row in float32,
+            divided, quantized half to even with the zero point inside: ONNX Runtime).
         rounding: of "input_scale": "half_away", "half_even" or "floor".
     """
 
-    method: str = _key("input_scale", "reciprocal", "requantize", "float32_sum")
+    method: str = _key("input_scale", "reciprocal", "requantize", "float32_codes", "float32_sum")
     rounding: str = _key("half_away", "half_even", "floor", default="")
 
 

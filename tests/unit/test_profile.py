@@ -16,10 +16,15 @@ def test_profiles_ship() -> None:
         "acc16",
         "acc16-wrap",
         "acc18",
+        "litert-reference",
+        "litert-ruy",
+        "litert-xnnpack",
         "onnxruntime",
         "pow2-trunc",
         "pow2-trunc-per-channel",
         "tflm",
+        "tosa-double",
+        "tosa-single",
     )
 
 

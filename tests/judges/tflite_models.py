@@ -56,7 +56,7 @@ class TfliteModel:
             name: in `schema.BuiltinOperator`.
             inputs: tensors.
             outputs: tensors.
-            options: in `schema.BuiltinOptions`.
+            options: in `schema.BuiltinOptions`; empty for an operator without.
             version: of the operator.
             fields: of the options, in the schema's spelling.
         """
@@ -67,8 +67,9 @@ class TfliteModel:
         operator = schema.OperatorT()
         operator.opcodeIndex = len(self._model.operatorCodes) - 1
         operator.inputs, operator.outputs = inputs, outputs
-        operator.builtinOptionsType = getattr(schema.BuiltinOptions, options)
-        operator.builtinOptions = getattr(schema, options + "T")()
+        if options:
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, options)
+            operator.builtinOptions = getattr(schema, options + "T")()
         for key, value in fields.items():
             setattr(operator.builtinOptions, key, value)
         self._graph.operators.append(operator)

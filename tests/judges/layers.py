@@ -1,0 +1,89 @@
+"""Layers of a compiled network, computed one by one by our backends on inputs that somebody else chose."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from npu_server.backends.emulator.kernels import EmulatorKernels
+from npu_server.backends.reference import ReferenceKernels
+from npu_server.compile.fusion import fuse
+from npu_server.compile.lowering import Layer, lower
+from npu_server.compile.model import read_model
+from npu_server.compile.operators import import_model
+from npu_server.compile.program import Kernels
+from npu_server.compile.weights import Prepared, prepare
+from npu_server.numerics.profile import Profile
+from npu_wire.layer_map import Int8Array, MemoryLayout
+
+
+class Unjudged(Exception):
+    """The judge cannot compute this layer; the message says why."""
+
+
+@dataclass(frozen=True)
+class JudgedLayer:
+    """One layer with its weights: all that a judge needs to author it.
+
+    Attributes:
+        layer: as compiled.
+        prepared: quantized weights, multipliers, tables.
+        input_shapes: of each of its inputs, without the batch.
+    """
+
+    layer: Layer
+    prepared: Prepared
+    input_shapes: tuple[tuple[int, ...], ...]
+
+
+class Judge(Protocol):
+    """An engine that nobody here wrote."""
+
+    name: str
+
+    def run(self, judged: JudgedLayer, inputs: list[Int8Array]) -> Int8Array:
+        """The layer's output by the engine, logical order.
+
+        Raises:
+            Unjudged: it has no such operator, or not with these attributes.
+        """
+        ...
+
+
+def compile_layers(
+    model: bytes, ranges: Mapping[str, tuple[float, float]], profile: Profile
+) -> list[JudgedLayer]:
+    """All layers of a model, in the order of execution."""
+    graph, constants = import_model(read_model(model))
+    plan = lower(fuse(graph, constants), constants, ranges, profile, MemoryLayout.CONTIGUOUS)
+    shapes = {-1: graph.input_shape} | {i: layer.shape for i, layer in enumerate(plan.layers)}
+    return [
+        JudgedLayer(layer, prepare(layer, constants, profile), tuple(shapes[i] for i in layer.inputs))
+        for layer in plan.layers
+    ]
+
+
+def our_outputs(judged: JudgedLayer, inputs: list[Int8Array], profile: Profile) -> list[Int8Array]:
+    """The layer's output by `reference` and by `emulator`."""
+    backends: list[Kernels[Any, Any]] = [
+        ReferenceKernels(profile),
+        EmulatorKernels(profile, torch.device("cpu")),
+    ]
+    outputs = []
+    for kernels in backends:
+        packed = kernels.pack(judged.layer, judged.prepared)
+        result = kernels.execute(judged.layer, packed, [kernels.load(x) for x in inputs])
+        outputs.append(np.ascontiguousarray(kernels.export(judged.layer, result)))
+    return outputs
+
+
+def channels_last(x: Int8Array) -> Int8Array:
+    """(N, C, H, W) as (N, H, W, C); other ranks as they are."""
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if x.ndim == 4 else np.ascontiguousarray(x)
+
+
+def channels_first(x: Int8Array) -> Int8Array:
+    """The way back."""
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if x.ndim == 4 else x

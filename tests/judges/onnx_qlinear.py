@@ -1,0 +1,166 @@
+"""ONNX Runtime as judge: the layer is authored as its integer operators (QLinearConv, ...)."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from npu_server.compile import graph as g
+from npu_server.compile.lowering import Layer
+from npu_server.numerics.scales import Quantization
+from npu_wire.layer_map import INT8_MAX, INT8_MIN, Int8Array
+
+from .layers import JudgedLayer, Unjudged
+
+_MICROSOFT = "com.microsoft"
+
+
+class _Author:
+    """One layer on its way into a model; the result of the last node is "y"."""
+
+    def __init__(self, judged: JudgedLayer) -> None:
+        self.judged, self.layer = judged, judged.layer
+        self.nodes: list = []
+        self.constants: dict[str, np.ndarray] = {}
+        self.inputs = [f"x{i}" for i in range(len(judged.layer.sources))]
+        for name, source in zip(self.inputs, judged.layer.sources, strict=True):
+            self.quantization(name, source)
+        self.quantization("y", Quantization(self.layer.scale, self.layer.output.zero_point))
+
+    def quantization(self, name: str, q: Quantization) -> None:
+        self.constants[f"s_{name}"] = np.array(q.scale, np.float32)
+        self.constants[f"z_{name}"] = np.array(q.zero_point, np.int8)
+
+    def triple(self, name: str) -> list[str]:
+        """A tensor with its scale and zero point."""
+        return [name, f"s_{name}", f"z_{name}"]
+
+    def node(self, op: str, inputs: list[str], domain: str = "", **attributes: object) -> None:
+        self.nodes.append(helper.make_node(op, inputs, ["y"], domain=domain, **attributes))
+
+    def weights(self) -> None:
+        weights = self.judged.prepared.weights
+        self.constants |= {
+            "w": weights.codes,
+            "s_w": weights.scales.astype(np.float32),
+            "z_w": np.zeros(len(weights.codes), np.int8),
+            "b": weights.bias.astype(np.int32),
+        }
+
+    def clamp(self) -> None:
+        """The layer's activation, on codes."""
+        low, high = self.layer.output.low, self.layer.output.high
+        if (low, high) != (INT8_MIN, INT8_MAX):
+            self.nodes[-1].output[0] = "before"
+            self.constants |= {"low": np.array(low, np.int8), "high": np.array(high, np.int8)}
+            self.nodes.append(helper.make_node("Clip", ["before", "low", "high"], ["y"]))
+
+
+class OnnxRuntimeJudge:
+    """ONNX Runtime's CPU kernels."""
+
+    name = "ONNX Runtime"
+
+    def run(self, judged: JudgedLayer, inputs: list[Int8Array]) -> Int8Array:
+        """The layer's output by the engine, logical order; see `Judge.run`."""
+        author = _Author(judged)
+        writer = _WRITERS.get(type(judged.layer.kernel).__name__)
+        if writer is None:
+            raise Unjudged(f"no integer ONNX operator for {type(judged.layer.kernel).__name__}")
+        writer(author, judged.layer.kernel)
+        author.clamp()
+        feeds = dict(zip(author.inputs, (_flat(judged.layer, x) for x in inputs), strict=True))
+        return _run(author, feeds).reshape(len(inputs[0]), *judged.layer.shape)
+
+
+def _flat(layer: Layer, x: Int8Array) -> Int8Array:
+    return x.reshape(-1, x.shape[-1]) if isinstance(layer.kernel, g.Gemm) else np.ascontiguousarray(x)
+
+
+def _run(author: _Author, feeds: dict[str, Int8Array]) -> Int8Array:
+    graph = helper.make_graph(
+        author.nodes,
+        "judge",
+        [helper.make_tensor_value_info(n, TensorProto.INT8, x.shape) for n, x in feeds.items()],
+        [helper.make_tensor_value_info("y", TensorProto.INT8, None)],
+        [numpy_helper.from_array(array, name) for name, array in author.constants.items()],
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(_MICROSOFT, 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, feeds)[0]
+
+
+def _conv(a: _Author, kernel: g.Conv) -> None:
+    a.weights()
+    window = kernel.window
+    fields = {"pads": window.pads, "strides": window.strides, "dilations": window.dilations}
+    names = [*a.triple("x0"), *a.triple("w"), "s_y", "z_y", "b"]
+    a.node("QLinearConv", names, **fields, group=kernel.groups)
+
+
+def _gemm(a: _Author, kernel: g.Gemm) -> None:
+    a.weights()
+    a.node("QGemm", [*a.triple("x0"), *a.triple("w"), "b", "s_y", "z_y"], _MICROSOFT, transB=1)
+
+
+def _pair(a: _Author, kernel: g.Add | g.Mul) -> None:
+    names = [*a.triple("x0"), *a.triple("x1"), "s_y", "z_y"]
+    a.node(f"QLinear{type(kernel).__name__}", names, _MICROSOFT)
+
+
+def _concat(a: _Author, kernel: g.Concat) -> None:
+    names = [name for x in a.inputs for name in a.triple(x)]
+    a.node("QLinearConcat", ["s_y", "z_y", *names], _MICROSOFT, axis=kernel.axis)
+
+
+def _average_pool(a: _Author, kernel: g.AveragePool) -> None:
+    window = kernel.window
+    if window.dilations != (1, 1) or window.overhang != (0, 0):
+        raise Unjudged("QLinearAveragePool has no dilations")
+    fields = {"kernel_shape": window.kernel, "pads": window.pads, "strides": window.strides}
+    counts = int(kernel.count_pads)
+    names = [*a.triple("x0"), "s_y", "z_y"]
+    a.node("QLinearAveragePool", names, _MICROSOFT, **fields, count_include_pad=counts, channels_last=0)
+
+
+def _max_pool(a: _Author, kernel: g.MaxPool) -> None:
+    window = kernel.window
+    fields = {"kernel_shape": window.kernel, "pads": window.pads, "strides": window.strides}
+    a.node("MaxPool", ["x0"], **fields, dilations=window.dilations)
+
+
+def _mean(a: _Author, kernel: g.Mean) -> None:
+    a.node("QLinearGlobalAveragePool", [*a.triple("x0"), "s_y", "z_y"], _MICROSOFT, channels_last=0)
+
+
+def _pad(a: _Author, kernel: g.Pad) -> None:
+    before, after = zip((0, 0), *kernel.pads, strict=True)
+    a.constants["pads"] = np.array([*before, *after])
+    a.node("Pad", ["x0", "pads", "z_y"])
+
+
+def _function(a: _Author, kernel: g.Lut) -> None:
+    function = getattr(kernel.steps[0].kernel, "name", "")
+    if len(kernel.steps) != 1 or function != "Sigmoid":
+        raise Unjudged("ONNX Runtime has no integer operator for this function")
+    a.node("QLinearSigmoid", [*a.triple("x0"), "s_y", "z_y"], _MICROSOFT)
+
+
+_WRITERS: dict[str, Callable[[_Author, g.Kernel], None]] = {
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "Add": _pair,
+    "Mul": _pair,
+    "Concat": _concat,
+    "AveragePool": _average_pool,
+    "MaxPool": _max_pool,
+    "Mean": _mean,
+    "Pad": _pad,
+    "Lut": _function,
+}
+
+JUDGES = (OnnxRuntimeJudge(),)

@@ -1,0 +1,274 @@
+"""TFLM and LiteRT's three sets of kernels as judges: the layer is authored as a .tflite."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from npu_server.compile import graph as g
+from npu_server.compile.lowering import Layer
+from npu_server.numerics.scales import Quantization, code_of
+from npu_wire.layer_map import INT8_MAX, INT8_MIN, Int8Array
+
+from .layers import JudgedLayer, Unjudged, channels_first, channels_last
+from .tflite_models import TfliteModel, schema
+
+Engine = Callable[[bytes, list[Int8Array]], Int8Array]
+
+
+@dataclass(frozen=True)
+class TfliteJudge:
+    """An engine that reads .tflite models."""
+
+    name: str
+    engine: Engine
+    bounded_relu_rescales: bool = True
+
+    def run(self, judged: JudgedLayer, inputs: list[Int8Array]) -> Int8Array:
+        """The layer's output by the engine, logical order; see `Judge.run`."""
+        layer = judged.layer
+        if (
+            isinstance(layer.kernel, g.Clamp)
+            and not self.bounded_relu_rescales
+            and layer.kernel.high != np.inf
+        ):
+            raise Unjudged(f"{self.name} has no lone RELU6 between two scales")
+        authored = author(judged, inputs)
+        try:
+            result = self.engine(authored, [channels_last(x) for x in inputs])
+        except (RuntimeError, ValueError) as error:
+            raise Unjudged(f"{self.name} refuses it: {str(error).splitlines()[0]}") from error
+        shape = (len(inputs[0]), *layer.shape)
+        if len(shape) == 4:
+            return channels_first(result.reshape(shape[0], shape[2], shape[3], shape[1]))
+        return result.reshape(shape)
+
+
+def litert(resolver: OpResolverType) -> Engine:
+    """LiteRT with one of its sets of kernels."""
+
+    def run(model: bytes, inputs: list[Int8Array]) -> Int8Array:
+        interpreter = Interpreter(model_content=model, experimental_op_resolver_type=resolver, num_threads=1)
+        interpreter.allocate_tensors()
+        for detail, array in zip(interpreter.get_input_details(), inputs, strict=True):
+            interpreter.set_tensor(detail["index"], array)
+        interpreter.invoke()
+        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+
+    return run
+
+
+def tflm(model: bytes, inputs: list[Int8Array]) -> Int8Array:
+    """TensorFlow Lite Micro."""
+    from tflite_micro.python.tflite_micro import runtime
+
+    interpreter = runtime.Interpreter.from_bytes(model, arena_size=1 << 26)
+    for index, array in enumerate(inputs):
+        interpreter.set_input(array, index)
+    interpreter.invoke()
+    return interpreter.get_output(0)
+
+
+class _Author:
+    """One layer on its way into a model; images have channels last."""
+
+    def __init__(self, judged: JudgedLayer, inputs: list[Int8Array]) -> None:
+        self.model = TfliteModel()
+        self.judged, self.layer, self.batch = judged, judged.layer, len(inputs[0])
+        self.shapes = [channels_last(x).shape for x in inputs]
+        self.inputs = [
+            self.activation(shape, source)
+            for shape, source in zip(self.shapes, self.layer.sources, strict=True)
+        ]
+        shape = (self.batch, *self.layer.shape)
+        shape = (shape[0], shape[2], shape[3], shape[1]) if len(shape) == 4 else shape
+        self.shape = shape
+        self.output = self.activation(shape, Quantization(self.layer.scale, self.layer.output.zero_point))
+
+    def activation(self, shape: tuple[int, ...], q: Quantization) -> int:
+        return self.model.tensor(shape, scale=q.scale, zero_point=q.zero_point)
+
+    def integers(self, values: object) -> int:
+        array = np.array(values, np.int32)
+        return self.model.tensor(array.shape, np.int32, data=array)
+
+    def finish(self) -> bytes:
+        return self.model.finish(self.inputs, [self.output])
+
+
+def author(judged: JudgedLayer, inputs: list[Int8Array]) -> bytes:
+    """The layer as a .tflite model.
+
+    Raises:
+        Unjudged: TFLite has no such operator.
+    """
+    a = _Author(judged, inputs)
+    kernel = judged.layer.kernel
+    writer = _WRITERS.get(type(kernel).__name__)
+    if writer is None:
+        raise Unjudged(f"no TFLite operator for {type(kernel).__name__}")
+    writer(a, kernel)
+    return a.finish()
+
+
+def _activation(layer: Layer) -> int:
+    """TFLite's fused activation that clamps as the layer does."""
+    q = Quantization(layer.scale, layer.output.zero_point)
+    bounds = {"NONE": (None, None), "RELU": (0.0, None), "RELU6": (0.0, 6.0), "RELU_N1_TO_1": (-1.0, 1.0)}
+    for name, (low, high) in bounds.items():
+        lowest = INT8_MIN if low is None else max(INT8_MIN, code_of(low, q))
+        highest = INT8_MAX if high is None else min(INT8_MAX, code_of(high, q))
+        if (lowest, highest) == (layer.output.low, layer.output.high):
+            return int(getattr(schema.ActivationFunctionType, name))
+    raise Unjudged(f"no TFLite activation clamps to [{layer.output.low}, {layer.output.high}]")
+
+
+def _same(size: tuple[int, int], window: g.Window) -> tuple[int, int, int, int]:
+    reach = [(k - 1) * d + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]
+    total = [
+        max(0, (-(-n // s) - 1) * s + r - n) for n, s, r in zip(size, window.strides, reach, strict=True)
+    ]
+    return total[0] // 2, total[1] // 2, total[0] - total[0] // 2, total[1] - total[1] // 2
+
+
+def _padding(a: _Author, window: g.Window, shape: tuple[int, ...]) -> tuple[int, int]:
+    """What the operator reads and its padding scheme; pads that TFLite lacks become a PAD before it."""
+    if window.pads == (0, 0, 0, 0):
+        return a.inputs[0], int(schema.Padding.VALID)
+    if window.pads == _same((shape[1], shape[2]), window):
+        return a.inputs[0], int(schema.Padding.SAME)
+    top, left, bottom, right = window.pads
+    padded = (shape[0], shape[1] + top + bottom, shape[2] + left + right, shape[3])
+    between = a.activation(padded, a.layer.sources[0])
+    pads = a.integers([[0, 0], [top, bottom], [left, right], [0, 0]])
+    a.model.operator("PAD", [a.inputs[0], pads], [between], "PadOptions", 2)
+    return between, int(schema.Padding.VALID)
+
+
+def _conv(a: _Author, kernel: g.Conv) -> None:
+    weights, window = a.judged.prepared.weights, kernel.window
+    if len(a.shapes[0]) != 4:
+        raise Unjudged("a convolution of single numbers")
+    channels = a.shapes[0][3]
+    depthwise = kernel.groups == channels and channels > 1
+    stored = weights.codes.transpose((1, 2, 3, 0) if depthwise else (0, 2, 3, 1))
+    w = a.model.tensor(stored.shape, scale=weights.scales, axis=3 if depthwise else 0, data=stored)
+    scales = weights.scales * a.layer.sources[0].scale
+    b = a.model.tensor((len(weights.bias),), np.int32, scales, data=weights.bias)
+    x, padding = _padding(a, window, a.shapes[0])
+    fields = {
+        "padding": padding,
+        "strideH": window.strides[0],
+        "strideW": window.strides[1],
+        "dilationHFactor": window.dilations[0],
+        "dilationWFactor": window.dilations[1],
+        "fusedActivationFunction": _activation(a.layer),
+    }
+    if depthwise:
+        fields["depthMultiplier"] = len(weights.codes) // channels
+        a.model.operator("DEPTHWISE_CONV_2D", [x, w, b], [a.output], "DepthwiseConv2DOptions", 3, **fields)
+    else:
+        a.model.operator("CONV_2D", [x, w, b], [a.output], "Conv2DOptions", 3, **fields)
+
+
+def _gemm(a: _Author, kernel: g.Gemm) -> None:
+    weights = a.judged.prepared.weights
+    w = a.model.tensor(weights.codes.shape, scale=weights.scales, data=weights.codes)
+    scales = weights.scales * a.layer.sources[0].scale
+    b = a.model.tensor((len(weights.bias),), np.int32, scales, data=weights.bias)
+    fields = {"fusedActivationFunction": _activation(a.layer), "keepNumDims": len(a.shape) > 2}
+    a.model.operator("FULLY_CONNECTED", [a.inputs[0], w, b], [a.output], "FullyConnectedOptions", 4, **fields)
+
+
+def _pair(a: _Author, kernel: g.Add | g.Mul) -> None:
+    name = type(kernel).__name__
+    fused = _activation(a.layer)
+    a.model.operator(name.upper(), a.inputs, [a.output], f"{name}Options", 2, fusedActivationFunction=fused)
+
+
+def _concat(a: _Author, kernel: g.Concat) -> None:
+    """TFLite joins tensors of one scale; QUANTIZE brings the operands there."""
+    target, parts = Quantization(a.layer.scale, a.layer.output.zero_point), []
+    for tensor, shape, source in zip(a.inputs, a.shapes, a.layer.sources, strict=True):
+        if source != target:
+            between = a.activation(shape, target)
+            a.model.operator("QUANTIZE", [tensor], [between], "QuantizeOptions", 2)
+            tensor = between
+        parts.append(tensor)
+    axis = {1: 3, 2: 1, 3: 2}[kernel.axis] if len(a.shape) == 4 else kernel.axis
+    a.model.operator("CONCATENATION", parts, [a.output], "ConcatenationOptions", 2, axis=axis)
+
+
+def _pool(a: _Author, kernel: g.MaxPool | g.AveragePool) -> None:
+    window = kernel.window
+    padded = window.pads != (0, 0, 0, 0)
+    same = window.pads == _same(a.shapes[0][1:3], window)
+    if (padded and not same) or window.dilations != (1, 1) or window.overhang != (0, 0):
+        raise Unjudged("TFLite's pools pad as SAME or not at all")
+    if padded and isinstance(kernel, g.AveragePool) and kernel.count_pads:
+        raise Unjudged("TFLite's average pools do not count padding")
+    name = "MAX_POOL_2D" if isinstance(kernel, g.MaxPool) else "AVERAGE_POOL_2D"
+    fields = {
+        "filterHeight": window.kernel[0],
+        "filterWidth": window.kernel[1],
+        "strideH": window.strides[0],
+        "strideW": window.strides[1],
+        "padding": schema.Padding.SAME if same else schema.Padding.VALID,
+    }
+    a.model.operator(name, a.inputs, [a.output], "Pool2DOptions", 2, **fields)
+
+
+def _mean(a: _Author, kernel: g.Mean) -> None:
+    axes = a.integers([1, 2])
+    a.model.operator("MEAN", [a.inputs[0], axes], [a.output], "ReducerOptions", 2, keepDims=len(a.shape) == 4)
+
+
+def _pads_of_images(pads: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
+    """With channels last."""
+    return [*pads[1:], pads[0]] if len(pads) == 3 else list(pads)
+
+
+def _pad(a: _Author, kernel: g.Pad) -> None:
+    pads = a.integers([(0, 0), *_pads_of_images(kernel.pads)])
+    a.model.operator("PAD", [a.inputs[0], pads], [a.output], "PadOptions", 2)
+
+
+def _clamp(a: _Author, kernel: g.Clamp) -> None:
+    kinds = schema.ActivationFunctionType
+    names = {kinds.RELU: "RELU", kinds.RELU6: "RELU6", kinds.RELU_N1_TO_1: "RELU_N1_TO_1"}
+    name = names.get(_activation(a.layer))
+    if name is None:
+        raise Unjudged("a clamp that bounds nothing")
+    a.model.operator(name, a.inputs, [a.output], "", 2)
+
+
+def _function(a: _Author, kernel: g.Lut) -> None:
+    names = {"Sigmoid": ("LOGISTIC", 2), "Tanh": ("TANH", 2), "HardSwish": ("HARD_SWISH", 1)}
+    function = kernel.steps[0].kernel
+    known = names.get(getattr(function, "name", "")) if len(kernel.steps) == 1 else None
+    if known is None:
+        raise Unjudged("no TFLite operator for this function")
+    a.model.operator(known[0], a.inputs, [a.output], "", known[1])
+
+
+_WRITERS: dict[str, Callable[[_Author, g.Kernel], None]] = {
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "Add": _pair,
+    "Mul": _pair,
+    "Concat": _concat,
+    "MaxPool": _pool,
+    "AveragePool": _pool,
+    "Mean": _mean,
+    "Pad": _pad,
+    "Clamp": _clamp,
+    "Lut": _function,
+}
+
+JUDGES = (
+    TfliteJudge("TFLM", tflm, bounded_relu_rescales=False),
+    TfliteJudge("LiteRT reference", litert(OpResolverType.BUILTIN_REF)),
+    TfliteJudge("LiteRT ruy", litert(OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)),
+    TfliteJudge("LiteRT XNNPACK", litert(OpResolverType.BUILTIN)),
+)
