@@ -32,7 +32,7 @@ from npu_server.compile.graph import (
 from npu_server.compile.host import compute_on_host
 from npu_server.compile.lowering import Layer
 from npu_server.compile.operators import operators_of
-from npu_server.compile.pairs import combine, in_order
+from npu_server.compile.pairs import combine, in_order, multiply_and_saturate
 from npu_server.compile.program import compile_program
 from npu_server.compile.sliding import average_windows, positions
 from npu_server.compile.weights import Prepared
@@ -135,8 +135,13 @@ class ReferenceKernels:
                 return self._finish(products, layer, prepared, axis=x.ndim - 1)
             case MatMul():
                 assert prepared.multiplier is not None
-                total = _centred(layer, x) @ _centred(layer, inputs[1], 1)
-                return requantize(accumulate(total, profile.accumulator), prepared.multiplier, out)
+                rows, columns = _centred(layer, x), _centred(layer, inputs[1], 1)
+                rule = profile.accumulator
+                if self._every_mac:
+                    held = multiply_and_saturate(rows, columns, rule)
+                else:
+                    held = accumulate(rows @ columns, rule)
+                return requantize(held, prepared.multiplier, out)
             case Add() | Sub() | Mul():
                 constant = None if prepared.operand is None else prepared.operand.codes
                 a, b = in_order(kernel, inputs, constant)

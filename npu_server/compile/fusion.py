@@ -1,7 +1,9 @@
 """Rewrites that merge operations into the layers of an NPU."""
 
+import math
 from collections.abc import Callable, Container
 from dataclasses import replace
+from functools import partial
 
 from npu_server.compile.constants import Constants
 from npu_server.compile.graph import (
@@ -19,12 +21,16 @@ from npu_server.compile.graph import (
     MatMul,
     Mul,
     Operation,
+    Pad,
     Reshape,
     Sub,
     Weights,
     Window,
 )
 from npu_wire.errors import UnsupportedModel
+
+_LONGEST_FUNCTION = 64
+"""Nodes of a table's function; without a bound a long chain of constants would take cubic time."""
 
 
 def fuse(graph: Graph, constants: Constants, calibrated: Container[str] | None = None) -> Graph:
@@ -42,7 +48,9 @@ def fuse(graph: Graph, constants: Constants, calibrated: Container[str] | None =
         UnsupportedModel: an operation that is left over is none of the NPU's.
     """
     graph = _fuse_tables(graph, constants, calibrated)
+    graph = _fuse_into_producer(graph, _fold_pad)
     graph = _fuse_into_producer(graph, _fold_reshape)
+    graph = _fuse_into_producer(graph, partial(_fold_factor, constants))
     graph = _fuse_into_producer(graph, _fold_affine)
     graph = _fuse_into_producer(graph, _fuse_clamp)
     return graph.with_operations([_standalone(operation) for operation in graph.operations])
@@ -102,7 +110,7 @@ def _smallest_function(
             and _is_elementwise(producer[name], constants)
             and uses[name] == sum(step.inputs.count(name) for step in chosen)
         ]
-        if not candidates:
+        if not candidates or len(chosen) == _LONGEST_FUNCTION:
             return found
         # The latest first: so nothing is taken in that comes before the one activation it all depends on.
         chosen.append(max(candidates, key=lambda step: position[step.output]))
@@ -124,11 +132,38 @@ def _needs_table(steps: list[Operation], outputs: set[str]) -> bool:
     )
 
 
+def _fold_pad(producer: Operation, follower: Operation) -> Operation | None:
+    """Zeros around an image become the convolution's own padding."""
+    kernel, pad = follower.kernel, producer.kernel
+    if not isinstance(pad, Pad) or not isinstance(kernel, Conv) or kernel.stuffing or len(pad.pads) != 3:
+        return None
+    channels, rows, columns = pad.pads
+    if channels != (0, 0):
+        return None
+    own = kernel.window.pads
+    around = (own[0] + rows[0], own[1] + columns[0], own[2] + rows[1], own[3] + columns[1])
+    window = replace(kernel.window, pads=around)
+    return replace(follower, inputs=producer.inputs, kernel=replace(kernel, window=window))
+
+
 def _fold_reshape(producer: Operation, follower: Operation) -> Operation | None:
     """The host may hand its result over in any shape (group norm arrives between two reshapes)."""
     if not isinstance(follower.kernel, Reshape) or not isinstance(producer.kernel, HostFloat):
         return None
     return producer if producer.kernel.op == "InstanceNormalization" else None
+
+
+def _fold_factor(constants: Constants, producer: Operation, follower: Operation) -> Operation | None:
+    """The 1 / sqrt(d) of attention goes into the multiplier of the scores."""
+    kernel, affine = producer.kernel, follower.kernel
+    if not isinstance(kernel, MatMul) or not isinstance(affine, Affine) or not affine.per_tensor:
+        return None
+    if affine.kind not in ("mul", "div") or constants[affine.values[0]].parameters:
+        return None
+    value = float(constants.array(affine.values[0]).reshape(-1)[0])
+    if not 0 < value < math.inf:
+        return None
+    return replace(producer, kernel=replace(kernel, factors=(*kernel.factors, affine)))
 
 
 def _fold_affine(producer: Operation, follower: Operation) -> Operation | None:

@@ -152,7 +152,14 @@ class Gemm:
 
 @dataclass(frozen=True)
 class MatMul:
-    """Matrix product of two activations over their last axes; the axes before broadcast."""
+    """Matrix product of two activations over their last axes; the axes before broadcast.
+
+    Attributes:
+        factors: what the product is multiplied by or divided by, folded into its multiplier: positive numbers
+            that are not trained.
+    """
+
+    factors: tuple[Affine, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from npu_server.compile.graph import (
     Kernel,
     Largest,
     Lut,
-    MatMul,
     MaxPool,
     Mean,
     Mul,
@@ -167,11 +166,6 @@ def _check(operation: Operation, profile: Profile) -> None:
         raise UnsupportedModel(
             f"node {node!r} ({kernel.op}): the NPU {profile.name!r} has no integer arithmetic for it, and "
             "its profile does not list it under host_float.operators"
-        )
-    if isinstance(kernel, MatMul) and profile.accumulator.where == "every_mac":
-        raise UnsupportedModel(
-            f"node {node!r} (MatMul): of two activations, is not defined on an NPU whose accumulator "
-            "saturates on every multiplication (accumulator.where = 'every_mac')"
         )
 
 

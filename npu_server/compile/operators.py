@@ -18,7 +18,7 @@ from npu_server.compile.operators_moving import axis_of, integer
 from npu_server.compile.windows import conv_window, pool_window, transposed_window
 from npu_server.numerics.profile import Profile
 from npu_server.numerics.rules import HOST_OPERATORS
-from npu_wire.errors import InvalidModel
+from npu_wire.errors import InvalidModel, NpuError
 
 
 def _optional_name(node: NodeProto, index: int) -> str | None:
@@ -50,9 +50,9 @@ def _conv(im: Importer, node: NodeProto) -> None:
     kernel = (weight.shape[2], weight.shape[3]) if rank == 4 else (1, weight.shape[2])
     stuffing = None
     if transposed:
-        window, stuffing, pixels = transposed_window(node, kernel, (size[0], size[1]))
+        window, stuffing, pixels = transposed_window(node, kernel, (size[0], size[1]), rank - 2)
     else:
-        window = conv_window(node, kernel, (size[0], size[1]))
+        window = conv_window(node, kernel, (size[0], size[1]), rank - 2)
         pixels = window.output_size(size[0], size[1])
     weights = g.Weights(node.input[1], _optional_name(node, 2), out)
     shape = (out, *pixels) if rank == 4 else (out, pixels[1])
@@ -192,5 +192,7 @@ def import_model(model: ModelProto) -> tuple[g.Graph, Constants]:
     importer = Importer(model, _HANDLERS)
     try:
         return importer.run(), importer.constants
-    except (OverflowError, KeyError, IndexError, TypeError) as error:
+    except NpuError:
+        raise
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise InvalidModel(f"the model contradicts itself: {type(error).__name__}: {error}") from error

@@ -1,14 +1,18 @@
-"""Sums, differences and products of two tensors of codes, one of which may be a constant."""
+"""Sums, differences and products of two tensors of codes, one of which may be a constant; matrix products."""
 
 from collections.abc import Sequence
 from typing import TypeVar
+
+import numpy as np
 
 from npu_server.compile.graph import Add, Mul, Sub
 from npu_server.compile.lowering import Layer
 from npu_server.compile.weights import Prepared
 from npu_server.numerics import elementwise
 from npu_server.numerics.profile import Profile
-from npu_server.numerics.scales import Quantization
+from npu_server.numerics.requantize import saturating_sum
+from npu_server.numerics.rules import AccumulatorRule
+from npu_server.numerics.scales import Int64Array, Quantization
 from npu_wire.layer_map import Int8Array
 
 Pairwise = Add | Sub | Mul
@@ -27,6 +31,18 @@ def quantizations(layer: Layer, kernel: Pairwise, prepared: Prepared) -> list[Qu
     """Those of the two operands."""
     constant = None if prepared.operand is None else prepared.operand.quantization
     return in_order(kernel, layer.sources, constant)
+
+
+def multiply_and_saturate(a: Int64Array, b: Int64Array, rule: AccumulatorRule) -> Int64Array:
+    """Matrix product in a register that saturates after each product ("every_mac").
+
+    Args:
+        a: centred codes, shape (..., M, K).
+        b: centred codes, shape (..., K, N).
+        rule: of the register.
+    """
+    products = (a[..., k : k + 1] * b[..., k : k + 1, :] for k in range(a.shape[-1]))
+    return saturating_sum(np.zeros(1, np.int64), products, rule)
 
 
 def combine(

@@ -117,6 +117,8 @@ def prepare(layer: Layer, constants: Constants, profile: Profile) -> Prepared:
         return Prepared(tables=(_prelu_tables(layer, kernel, constants, profile),))
     if isinstance(kernel, MatMul):
         scales = np.array(layer.sources[0].scale * layer.sources[1].scale)
+        for factor in kernel.factors:
+            scales = scales * scale_and_shift(factor.kind, _number(factor, constants))[0]
         return Prepared(multiplier=_multiplier(layer, scales, profile.requantize))
     if isinstance(kernel, Add | Sub | Mul) and kernel.operand is not None:
         values = _values(layer, kernel.operand, constants)
@@ -139,6 +141,10 @@ def _prelu_tables(layer: Layer, kernel: PRelu, constants: Constants, profile: Pr
         return lambda x: functions.evaluate("LeakyRelu", x, slope, 0.0)
 
     return np.stack([_table(leaky(slope), layer, profile) for slope in slopes])
+
+
+def _number(affine: Affine, constants: Constants) -> Float64Array:
+    return constants.array(affine.values[0]).astype(np.float64).reshape(())
 
 
 def _values(layer: Layer, operand: Operand, constants: Constants) -> Float64Array:

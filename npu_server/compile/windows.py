@@ -12,23 +12,24 @@ from npu_wire.errors import UnsupportedModel
 _MAX = 1 << 16
 
 
-def conv_window(node: NodeProto, kernel: tuple[int, int], size: tuple[int, int]) -> Window:
+def conv_window(node: NodeProto, kernel: tuple[int, int], size: tuple[int, int], rank: int = 2) -> Window:
     """Window of a Conv node; of one over (N, C, L): of one row.
 
     Args:
         node: the node.
         kernel: height and width of its weight.
         size: height and width of its input.
+        rank: 2 of an image, 1 of a sequence.
 
     Raises:
         UnsupportedModel: attributes that are out of range, or a kernel that does not fit the input.
     """
-    given = _kernel_attributes(node, kernel)
+    given = _kernel_attributes(node, kernel, rank)
     return _window(node, given, kernel, size)
 
 
 def transposed_window(
-    node: NodeProto, kernel: tuple[int, int], size: tuple[int, int]
+    node: NodeProto, kernel: tuple[int, int], size: tuple[int, int], rank: int = 2
 ) -> tuple[Window, Stuffing, tuple[int, int]]:
     """Window, stuffing and output size of a ConvTranspose node; args as of `conv_window`.
 
@@ -39,7 +40,7 @@ def transposed_window(
     Raises:
         UnsupportedModel: attributes that are out of range.
     """
-    given = _kernel_attributes(node, kernel)
+    given = _kernel_attributes(node, kernel, rank)
     strides, dilations = (_pair(node, given, key, (1, 1)) for key in ("strides", "dilations"))
     extra = [int(n) for n in given.get("output_padding", (0, 0))]
     if len(extra) != 2 or not all(0 <= n < _MAX for n in extra):
@@ -78,9 +79,8 @@ def pool_window(node: NodeProto, size: tuple[int, int], rank: int = 2) -> Window
     return _window(node, given, kernel, size)
 
 
-def _kernel_attributes(node: NodeProto, kernel: tuple[int, int]) -> dict[str, Any]:
-    given = _attributes(node)
-    given = _in_two_dimensions(given, len(given.get("strides", given.get("kernel_shape", (1, 1)))))
+def _kernel_attributes(node: NodeProto, kernel: tuple[int, int], rank: int) -> dict[str, Any]:
+    given = _in_two_dimensions(_attributes(node), rank)
     if tuple(given.get("kernel_shape", kernel)) != kernel:
         raise _refuse(node, f"kernel_shape {given['kernel_shape']} contradicts the weight's {kernel}")
     return given
@@ -108,7 +108,7 @@ def _window(node: NodeProto, given: dict[str, Any], kernel: tuple[int, int], siz
     strides = _pair(node, given, "strides", (1, 1))
     dilations = _pair(node, given, "dilations", (1, 1))
     reach = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
-    auto = given.get("auto_pad", b"NOTSET").decode()
+    auto = given.get("auto_pad", b"NOTSET").decode("utf-8", "replace")
     if auto in ("SAME_UPPER", "SAME_LOWER"):
         total = [max(0, (-(-n // s) - 1) * s + r - n) for n, s, r in zip(size, strides, reach, strict=True)]
         small, large = [t // 2 for t in total], [t - t // 2 for t in total]

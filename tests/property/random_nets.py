@@ -6,6 +6,20 @@ import numpy as np
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+FUNCTIONS = [
+    "Gelu",
+    "LeakyRelu",
+    "Elu",
+    "Softplus",
+    "Mish",
+    "Erf",
+    "Exp",
+    "Sqrt",
+    "Reciprocal",
+    "Log",
+    "Selu",
+]
+
 
 @dataclass
 class NetBuilder:
@@ -21,6 +35,12 @@ class NetBuilder:
         name = f"{op.lower()}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, inputs, [name], f"node_{len(self.nodes)}", **attributes))
         self.shapes[name] = shape
+        return name
+
+    def constant(self, array: np.ndarray) -> str:
+        """Adds an initializer that is no weight."""
+        name = f"c{len(self.initializers)}"
+        self.initializers[name] = array
         return name
 
     def weight(self, *shape: int) -> str:
@@ -62,12 +82,15 @@ def conv(net: NetBuilder, x: str, draw) -> str:
 
 def activation(net: NetBuilder, x: str, draw) -> str:
     """Nothing, a clamp, or a function that becomes a table."""
-    kind = draw(st.sampled_from(["", "Relu", "Clip", "HardSwish", "Sigmoid", "HardSigmoid", "SiLU", "Tanh"]))
+    kinds = ["", "Relu", "Clip", "HardSwish", "Sigmoid", "HardSigmoid", "SiLU", "Tanh", "PRelu", *FUNCTIONS]
+    kind = draw(st.sampled_from(kinds))
     if not kind:
         return x
     if kind == "Clip":
         net.initializers |= {"zero": np.array(0, np.float32), "six": np.array(1.5, np.float32)}
         return net.emit("Clip", [x, "zero", "six"], net.shapes[x])
+    if kind == "PRelu":
+        return net.emit("PRelu", [x, net.weight(net.shapes[x][0], 1, 1)], net.shapes[x])
     if kind == "SiLU":
         return net.emit("Mul", [x, net.emit("Sigmoid", [x], net.shapes[x])], net.shapes[x])
     return net.emit(kind, [x], net.shapes[x])
@@ -118,6 +141,111 @@ def pad(net: NetBuilder, x: str, draw) -> str:
     return net.emit("Pad", [x, name], (channels, height + top + bottom, width + left + right))
 
 
+def transposed_conv(net: NetBuilder, x: str, draw) -> str:
+    """A transposed convolution with anything that ONNX allows."""
+    channels, *size = net.shapes[x]
+    groups = draw(st.sampled_from([g for g in (1, 2, channels) if channels % g == 0]))
+    out = groups * draw(st.integers(1, 2))
+    kernel, strides, dilations = ([draw(st.integers(1, 3)) for _ in range(2)] for _ in range(3))
+    extra = [draw(st.integers(0, s - 1)) for s in strides]
+    reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
+    full = [(n - 1) * s + 1 + r + e for n, s, r, e in zip(size, strides, reach, extra, strict=True)]
+    pads = [draw(st.integers(0, min(2, (full[i % 2] - 1) // 2))) for i in range(4)]
+    shape = [full[i] - pads[i] - pads[i + 2] for i in (0, 1)]
+    inputs = [x, net.weight(channels, out // groups, *kernel), net.weight(out)]
+    attributes = {"pads": pads, "strides": strides, "dilations": dilations, "group": groups}
+    return net.emit("ConvTranspose", inputs, (out, *shape), output_padding=extra, **attributes)
+
+
+def resize(net: NetBuilder, x: str, draw) -> str:
+    """Nearest or bilinear, to any size."""
+    channels, *size = net.shapes[x]
+    target = [draw(st.integers(1, 2 * n)) for n in size]
+    sizes = net.constant(np.array([channels, *target]))
+    mode = draw(st.sampled_from(["nearest", "linear"]))
+    where = draw(st.sampled_from(["half_pixel", "asymmetric", "align_corners"]))
+    rounding = draw(st.sampled_from(["floor", "ceil", "round_prefer_floor", "round_prefer_ceil"]))
+    attributes = {"mode": mode, "coordinate_transformation_mode": where, "nearest_mode": rounding}
+    return net.emit("Resize", [x, "", "", sizes], (channels, *target), axes=[1, 2, 3], **attributes)
+
+
+def slices(net: NetBuilder, x: str, draw) -> str:
+    """Every other or a mirrored column, then both halves in another order, or a transposition."""
+    channels, height, width = net.shapes[x]
+    step = draw(st.sampled_from([2, -1]))
+    ends = (0, 2**31) if step > 0 else (-1, -(2**63) + 1)
+    bounds = [net.constant(np.array([n])) for n in (*ends, 3, step)]
+    width = -(-width // abs(step))
+    x = net.emit("Slice", [x, *bounds], (channels, height, width))
+    if draw(st.booleans()):
+        return net.emit("Transpose", [x], (width, channels, height), perm=[0, 3, 1, 2])
+    picked = net.constant(np.array([draw(st.integers(0, channels - 1)) for _ in range(3)]))
+    return net.emit("Gather", [x, picked], (3, height, width), axis=1)
+
+
+def combination(net: NetBuilder, x: str, draw) -> str:
+    """A sum, difference, product with a constant of any shape that broadcasts, or with a reduction."""
+    shape = net.shapes[x]
+    op = draw(st.sampled_from(["Add", "Sub", "Mul", "Div"]))
+    if draw(st.booleans()):
+        reduction = draw(st.sampled_from(["ReduceMean", "ReduceMax", "ReduceSum"]))
+        axis = draw(st.integers(1, 3))
+        small = tuple(1 if i == axis else n for i, n in enumerate(shape, 1))
+        other = net.emit(reduction, [x, net.constant(np.array([axis]))], small)
+    else:
+        other = net.weight(1, *(n if draw(st.booleans()) else 1 for n in shape))
+        net.initializers[other][net.initializers[other] == 0] = 0.5
+    inputs = [x, other] if op == "Div" or draw(st.booleans()) else [other, x]
+    return net.emit(op, inputs, shape)
+
+
+def attention(net: NetBuilder, x: str, draw) -> str:
+    """Tokens with a position embedding and a class token, two heads, everything along torch's detours."""
+    channels, height, width = net.shapes[x]
+    count = height * width
+    tokens = net.emit("Reshape", [x, net.constant(np.array([0, channels, -1]))], (channels, count))
+    tokens = net.emit("Transpose", [tokens], (count, channels), perm=[0, 2, 1])
+    if draw(st.booleans()):
+        tokens = net.emit("Add", [tokens, net.weight(1, count, channels)], (count, channels))
+    scale, shift = net.weight(channels), net.weight(channels)
+    normal = net.emit("LayerNormalization", [tokens, scale, shift], (count, channels), axis=-1)
+    heads = []
+    for _ in range(3):
+        y = net.emit("MatMul", [normal, net.weight(channels, 4)], (count, 4))
+        y = net.emit("Reshape", [y, net.constant(np.array([0, count, 2, 2]))], (count, 2, 2))
+        heads.append(net.emit("Transpose", [y], (2, count, 2), perm=[0, 2, 1, 3]))
+    query, key, value = heads
+    key = net.emit("Transpose", [key], (2, 2, count), perm=[0, 1, 3, 2])
+    scores = net.emit("MatMul", [query, key], (2, count, count))
+    scores = net.emit("Mul", [scores, net.constant(np.array(0.7, np.float32))], (2, count, count))
+    weights = net.emit("Softmax", [scores], (2, count, count), axis=-1)
+    y = net.emit("MatMul", [weights, value], (2, count, 2))
+    y = net.emit("Transpose", [y], (2, 2, count), perm=[0, 1, 3, 2])
+    return net.emit("Reshape", [y, net.constant(np.array([0, 4, height, width]))], (4, height, width))
+
+
+def sequence(net: NetBuilder, x: str, draw) -> str:
+    """An image as a sequence, convolved and pooled along its length, and back."""
+    channels, height, width = net.shapes[x]
+    length = height * width
+    y = net.emit("Reshape", [x, net.constant(np.array([0, channels, -1]))], (channels, length))
+    y = net.emit("Conv", [y, net.weight(3, channels, 3), net.weight(3)], (3, length), pads=[1, 1])
+    y = net.emit("LeakyRelu", [y], (3, length), alpha=0.1)
+    y = net.emit("MaxPool", [y], (3, length), kernel_shape=[3], pads=[1, 1])
+    y = net.emit("ConvTranspose", [y, net.weight(3, 2, 2)], (2, 2 * length), strides=[2])
+    y = net.emit("AveragePool", [y], (2, length), kernel_shape=[2], strides=[2])
+    return net.emit("Reshape", [y, net.constant(np.array([0, 2, height, width]))], (2, height, width))
+
+
+def depth_and_space(net: NetBuilder, x: str, draw) -> str:
+    """Channels become pixels and pixels channels again."""
+    channels, height, width = net.shapes[x]
+    x = net.emit("Conv", [x, net.weight(8, channels, 1, 1)], (8, height, width))
+    mode = draw(st.sampled_from(["CRD", "DCR"]))
+    x = net.emit("DepthToSpace", [x], (2, 2 * height, 2 * width), blocksize=2, mode=mode)
+    return x if draw(st.booleans()) else net.emit("SpaceToDepth", [x], (8, height, width), blocksize=2)
+
+
 def head(net: NetBuilder, x: str, draw) -> str:
     """Perhaps a mean, then a fully connected layer."""
     if draw(st.booleans()):
@@ -143,7 +271,8 @@ def nets(draw) -> Net:
     shape = (draw(st.integers(1, 4)), draw(st.integers(1, 7)), draw(st.integers(1, 7)))
     net.shapes["x"] = shape
     x = conv(net, "x", draw)
-    blocks = [conv, residual, squeeze_excite, concat, pool, pad]
+    blocks = [conv, residual, squeeze_excite, concat, pool, pad, transposed_conv, resize, slices]
+    blocks += [combination, attention, sequence, depth_and_space]
     for block in draw(st.lists(st.sampled_from(blocks), max_size=4)):
         x = block(net, x, draw)
     if draw(st.booleans()):

@@ -104,7 +104,8 @@ class EmulatorKernels:
             case Gemm():
                 return stored(multiply(layer, packed, logical(x).contiguous()))
             case MatMul():
-                return stored(multiply_activations(layer, packed, logical(x), logical(inputs[1])))
+                rule = self._profile.accumulator
+                return stored(multiply_activations(layer, packed, logical(x), logical(inputs[1]), rule))
             case Add() | Sub() | Mul():
                 constant = stored(packed.constants[0]) if packed.constants else None
                 return look_up_pairs(packed.tables[0], *in_order(kernel, inputs, constant))
