@@ -16,7 +16,14 @@ from npu_wire.errors import InvalidModel, UnsupportedModel
 Array = npt.NDArray[Any]
 
 MAX_ELEMENTS = 1 << 26
-"""Largest constant, in elements; a small model must not unfold into gigabytes."""
+"""Largest constant, in elements."""
+
+FREE_ELEMENTS, UNFOLDING = 1 << 24, 8
+"""All computed constants together have at most so many elements, plus so many for each one that the model
+itself holds: a small model must not unfold into gigabytes."""
+
+_MAX_INDICES = 1 << 18
+"""Of an operator that the reference evaluator computes index by index."""
 
 PROBE_BATCHES = (2, 3)
 """Constants that come from a batch size are evaluated at two of them; what differs depends on the batch."""
@@ -129,6 +136,8 @@ class Constants:
             opset: version of the ONNX operators.
         """
         self._opset = opset
+        self._held = sum(array.size for array in initializers.values())
+        self._computed = 0
         self._known = {
             name: Constant((array, array), frozenset([name]) if array.dtype == np.float32 else frozenset())
             for name, array in initializers.items()
@@ -139,6 +148,11 @@ class Constants:
 
     def __getitem__(self, name: str) -> Constant:
         return self._known[name]
+
+    @property
+    def allowance(self) -> int:
+        """How many elements may be computed from what the model holds."""
+        return FREE_ELEMENTS + UNFOLDING * self._held
 
     def array(self, name: str) -> Array:
         """The value at the first probe batch; for constants that do not depend on the batch: the value."""
@@ -192,12 +206,17 @@ class Constants:
             return True
         if node.op_type not in _FOLDABLE or not all(name in self._known for name in inputs):
             return False
-        self._known[node.output[0]] = self._evaluate(node)
+        constant = self._known[node.output[0]] = self._evaluate(node)
+        if node.op_type == "Constant":
+            self._held += constant.values[0].size
+        else:
+            self._computed += sum(value.size for value in {id(v): v for v in constant.values}.values())
         return True
 
     def replace(self, tensors: Mapping[str, Array]) -> "Constants":
         """The same constants with other values of some float initializers; this object stays as it is."""
         fresh = Constants({}, self._opset)
+        fresh._held = self._held
         fresh._known = dict(self._known)
         for name, array in tensors.items():
             fresh._known[name] = Constant((array, array), frozenset([name]))
@@ -224,7 +243,12 @@ class Constants:
         return Constant(_settled(first, second), frozenset().union(*(s.parameters for s in decides)), node)
 
     def _run(self, node: NodeProto, arrays: list[Array]) -> Array:
-        _check_size(node, arrays)
+        size = _check_size(node, arrays)
+        if size > MAX_ELEMENTS or (size > self.allowance - self._computed and node.op_type != "Constant"):
+            raise UnsupportedModel(
+                f"node {node.name!r} ({node.op_type}): constant of {size} elements; {MAX_ELEMENTS} at most, "
+                f"{FREE_ELEMENTS} + {UNFOLDING} for each that the model holds in all constants together"
+            )
         names = [name for name in node.input if name]
         try:
             evaluator = ReferenceEvaluator(_single_node_model(node, names, arrays, self._opset))
@@ -255,14 +279,25 @@ def _single_node_model(node: NodeProto, names: list[str], arrays: list[Array], o
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
 
 
-def _check_size(node: NodeProto, arrays: list[Array]) -> None:
-    """Refuses a node whose result would be huge, before it is computed."""
+def _check_size(node: NodeProto, arrays: list[Array]) -> int:
+    """Elements of a node's result, before it is computed.
+
+    Raises:
+        InvalidModel: impossible shapes.
+        UnsupportedModel: sparse constants, or too many indices.
+    """
     attributes = {a.name: a for a in node.attribute}
     if "sparse_value" in attributes:
         raise UnsupportedModel(f"node {node.name!r} ({node.op_type}): sparse constants are not supported")
-    size = 0
+    if node.op_type in ("GatherND", "ScatterND") and arrays[1].size > _MAX_INDICES:
+        raise UnsupportedModel(
+            f"node {node.name!r} ({node.op_type}): {arrays[1].size} indices; {_MAX_INDICES} at most"
+        )
+    size = max((a.size for a in arrays), default=0)
     try:
-        if node.op_type in _ELEMENTWISE:
+        if node.op_type in ("Shape", "Size"):
+            size = arrays[0].ndim  # its input may be an activation, which takes no memory here
+        elif node.op_type in _ELEMENTWISE:
             size = math.prod(np.broadcast_shapes(*(a.shape for a in arrays)))
         elif node.op_type == "Expand":
             size = math.prod(np.broadcast_shapes(arrays[0].shape, tuple(int(n) for n in arrays[1])))
@@ -281,17 +316,17 @@ def _check_size(node: NodeProto, arrays: list[Array]) -> None:
                 arrays[1].size // max(1, arrays[1].shape[-2])
             )
         elif node.op_type in ("GatherND", "GatherElements"):
-            size = arrays[1].size * arrays[0].size if node.op_type == "GatherND" else arrays[1].size
+            size = arrays[1].size
+            if node.op_type == "GatherND":
+                rows, columns = arrays[1].shape[:-1], arrays[1].shape[-1]
+                size = math.prod(rows) * math.prod(arrays[0].shape[columns:])
         elif node.op_type == "Concat":
             size = sum(a.size for a in arrays)
         elif node.op_type == "Constant":
             size = _constant_size(node)
     except (ValueError, IndexError, OverflowError) as error:
         raise InvalidModel(f"node {node.name!r} ({node.op_type}) has impossible shapes: {error}") from error
-    if size > MAX_ELEMENTS:
-        raise UnsupportedModel(
-            f"node {node.name!r} ({node.op_type}): constant of {size} elements; {MAX_ELEMENTS} at most"
-        )
+    return size
 
 
 def _constant_size(node: NodeProto) -> int:
@@ -309,7 +344,9 @@ def initializer_arrays(model: onnx.ModelProto) -> dict[str, Array]:
         if any(n < 0 for n in tensor.dims) or math.prod(tensor.dims) > MAX_ELEMENTS:
             raise InvalidModel(f"initializer {tensor.name!r} has impossible dimensions {list(tensor.dims)}")
         try:
-            arrays[tensor.name] = numpy_helper.to_array(tensor)
+            array = arrays[tensor.name] = numpy_helper.to_array(tensor)
         except Exception as error:  # to_array raises whatever NumPy raises
             raise InvalidModel(f"initializer {tensor.name!r} cannot be read: {error}") from error
+        if array.dtype.kind in "cOSU":
+            raise InvalidModel(f"initializer {tensor.name!r} holds {array.dtype}, not real numbers")
     return arrays

@@ -1,5 +1,6 @@
 """Walks an ONNX graph in topological order; what a node means is told by `operators`."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import onnx
 from onnx import ModelProto, NodeProto
 
 from npu_server.compile import graph as g
-from npu_server.compile.constants import Array, Constants, initializer_arrays
+from npu_server.compile.constants import FREE_ELEMENTS, UNFOLDING, Array, Constants, initializer_arrays
 from npu_server.compile.views import View
 from npu_wire.errors import UnsupportedModel
 
@@ -29,6 +30,7 @@ class Importer:
         self._handlers = handlers
         opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self.constants = Constants(initializer_arrays(model), opset)
+        self._weights = 0
         self._views: dict[str, View] = {}
         self._operations: list[g.Operation] = []
         self.sequences: dict[str, list[Piece]] = {}
@@ -88,6 +90,9 @@ class Importer:
         for name in node.input:
             if not (not name or name in self.constants or name in self._views or name in self.sequences):
                 raise refuse(node, f"input {name!r} is no activation that the NPU computes")
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.FLOAT and not math.isfinite(attribute.f):
+                raise refuse(node, f"{attribute.name} is {attribute.f}; it must be finite")
         handler(self, node)
 
     def emit(
@@ -114,6 +119,8 @@ class Importer:
             or int(np.prod([int(n) for n in shape], dtype=object)) > MAX_ACTIVATION_ELEMENTS
         ):
             raise refuse(node, f"its output would have shape {shape}")
+        if isinstance(kernel, g.Conv | g.Gemm) and kernel.weights.weight is not None:
+            self._take_weights(node, self.constants.array(kernel.weights.weight).size)
         output = output or node.output[0]
         placed = replace(view, name=output) if view is not None else View(output, (1, *shape))
         assert placed.shape == shape
@@ -121,6 +128,16 @@ class Importer:
         self._operations.append(
             g.Operation(output, tuple(inputs), kernel, shape, (node.name or output,), outer=placed.outer)
         )
+
+    def _take_weights(self, node: NodeProto, size: int) -> None:
+        """Each layer packs weights of its own, also where layers share one computed constant."""
+        self._weights += size
+        if not size or self._weights > self.constants.allowance:
+            raise refuse(
+                node,
+                f"{size} weights; legal are 1 and more, and {FREE_ELEMENTS} + {UNFOLDING} for each that "
+                "the model holds in all layers together",
+            )
 
     def emit_like(self, node: NodeProto, inputs: list[str], kernel: g.Kernel, view: View) -> None:
         """Appends an operation whose output lies as a view does."""

@@ -1,8 +1,10 @@
 """Reads ONNX bytes that nobody has checked."""
 
+from collections.abc import Iterator
+
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import ModelProto
+from onnx import GraphProto, ModelProto, TensorProto
 
 from npu_wire.errors import InvalidModel, UnsupportedModel
 
@@ -42,12 +44,23 @@ def read_model(data: bytes) -> ModelProto:
 
 def _check_initializers(model: ModelProto) -> None:
     # Before the checker runs: with external data it would look for files on this machine.
-    tensors = list(model.graph.initializer)
-    tensors += [a.t for node in model.graph.node for a in node.attribute if a.HasField("t")]
-    for tensor in tensors:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+    for tensor in _tensors(model.graph):
+        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             raise InvalidModel(
                 f"tensor {tensor.name!r} is stored outside the model; save it without external data"
             )
     if model.graph.sparse_initializer:
         raise InvalidModel("model has sparse initializers; store them dense")
+
+
+def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    """All tensors, those in branches and bodies as well; protobuf bounds how deep these nest."""
+    yield from graph.initializer
+    for attribute in (a for node in graph.node for a in node.attribute):
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _tensors(inner)

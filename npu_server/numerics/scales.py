@@ -70,7 +70,8 @@ def power_of_two_above(x: Float64Array) -> Float64Array:
 
 def code_of(x: float, q: Quantization) -> int:
     """Code of a bound, not clipped to INT8: round half away (x / scale) + zero point, as TFLite has it."""
-    ratio = np.float32(x) / np.float32(q.scale)
+    with np.errstate(over="ignore"):  # a bound that far away is as good as none
+        ratio = np.clip(np.float32(x) / np.float32(q.scale), np.float32(-1e9), np.float32(1e9))
     return int(np.copysign(np.floor(np.abs(ratio) + np.float32(0.5)), ratio)) + q.zero_point
 
 
