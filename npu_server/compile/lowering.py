@@ -111,6 +111,7 @@ def lower(
             constants,
             image_layout,
             tuple(names[n] for n in operation.inputs),
+            profile.activations.bounds,
         )
         names[operation.output] = len(layers)
         quantizations[operation.output] = quantization
@@ -176,11 +177,12 @@ def _layer(
     constants: Constants,
     image_layout: MemoryLayout,
     inputs: tuple[int, ...],
+    bounds: str,
 ) -> Layer:
     kernel = operation.kernel
     clamp = kernel if isinstance(kernel, Clamp) else operation.clamp or Clamp()
-    low = code_of(clamp.low, quantization) if math.isfinite(clamp.low) else INT8_MIN - 1
-    high = code_of(clamp.high, quantization) if math.isfinite(clamp.high) else INT8_MAX + 1
+    low = code_of(clamp.low, quantization, bounds) if math.isfinite(clamp.low) else INT8_MIN - 1
+    high = code_of(clamp.high, quantization, bounds) if math.isfinite(clamp.high) else INT8_MAX + 1
     bounded_low, bounded_high = low >= INT8_MIN, high <= INT8_MAX
     low, high = min(max(low, INT8_MIN), INT8_MAX), max(min(high, INT8_MAX), INT8_MIN)
     names = _constants_of(kernel)

@@ -175,7 +175,7 @@ def _check_keys(file: str, prefix: str, table: dict[str, Any], legal: set[str], 
 
 
 _ROUNDINGS = {
-    ("q31", 1): ("half_up",),
+    ("q31", 1): ("half_up", "half_away"),
     ("q31", 2): ("half_away", "half_up"),
     ("float32", 1): ("half_even",),
     ("power_of_two", 1): ("floor", "half_up", "half_away"),

@@ -58,7 +58,7 @@ def make_multiplier(numerator: Float64Array, denominator: float, rule: Requantiz
         )
     # float32 engines multiply and divide in float32, in this order.
     factor = (np.asarray(numerator).astype(np.float32) / np.float32(denominator)).astype(np.float32)
-    fraction, exponent = np.frexp(ratio)
+    fraction, exponent = np.frexp(factor.astype(np.float64) if rule.ratio == "float32" else ratio)
     if rule.multiplier == "power_of_two":
         mantissa = np.ones(ratio.shape, np.int64)
         shift = 1 - exponent.astype(np.int64)
@@ -106,7 +106,7 @@ def scale_and_round(value: Int64Array, multiplier: Multiplier) -> Int64Array:
         return _divide_by_power(value << left, right, rule.rounding)
     product = value * multiplier.mantissa
     if rule.steps == 1:
-        return _divide_by_power(product, multiplier.shift, "half_up")
+        return _divide_by_power(product, multiplier.shift, rule.rounding)
     # gemmlowp: a doubling high multiplication rounds to 31 bits, then what is left of the shift rounds once
     # more. A left shift (ratio > 1) precedes the multiplication, so its rounding works on that many bits
     # less.

@@ -48,10 +48,13 @@ class ActivationRule:
     Attributes:
         kind: "affine" (a zero point of its own) or "symmetric" (zero point 0).
         scale: "any" or "power_of_two" (rounded up).
+        bounds: code of a Clip's bound: "half_away" (bound / scale rounded, then the zero point), or
+            "half_even" (rounded with the zero point inside: XNNPACK).
     """
 
     kind: str = _key("affine", "symmetric")
     scale: str = _key("any", "power_of_two")
+    bounds: str = _key("half_away", "half_even", default="half_away")
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,15 @@ class RequantizeRule:
         steps: 2: rounded half up to 31 bits first, then by the shift (gemmlowp); 1: rounded once.
         zero_point: "after_rounding", or "before_rounding" (float32 multipliers of `mul` only; it decides how
             ties fall).
+        ratio: "float64", or "float32": the type in which the ratio of scales is computed before it becomes a
+            multiplier.
     """
 
     multiplier: str = _key("q31", "float32", "power_of_two")
     rounding: str = _key("half_away", "half_up", "half_even", "floor")
     steps: int = _key(1, 2)
     zero_point: str = _key("after_rounding", "before_rounding", default="after_rounding")
+    ratio: str = _key("float64", "float32", default="float64")
 
 
 @dataclass(frozen=True)

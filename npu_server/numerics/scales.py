@@ -68,10 +68,18 @@ def power_of_two_above(x: Float64Array) -> Float64Array:
     return np.ldexp(1.0, exponent - (mantissa == 0.5))  # type: ignore[no-any-return]
 
 
-def code_of(x: float, q: Quantization) -> int:
-    """Code of a bound, not clipped to INT8: round half away (x / scale) + zero point, as TFLite has it."""
+def code_of(x: float, q: Quantization, bounds: str = "half_away") -> int:
+    """Code of a bound, not clipped to INT8.
+
+    Args:
+        x: the bound.
+        q: of the tensor.
+        bounds: `ActivationRule.bounds`; TFLite's own kernels round half away.
+    """
     with np.errstate(over="ignore"):  # a bound that far away is as good as none
         ratio = np.clip(np.float32(x) / np.float32(q.scale), np.float32(-1e9), np.float32(1e9))
+    if bounds == "half_even":
+        return int(np.rint(ratio + np.float32(q.zero_point)))
     return int(np.copysign(np.floor(np.abs(ratio) + np.float32(0.5)), ratio)) + q.zero_point
 
 

@@ -28,8 +28,8 @@ def markdown(rows: list[Row]) -> str:
         "layer, each layer on the engine's own tensor.",
         "",
         f"**{elements:,} elements compared, {wrong} mismatches.** Not claimed: the engine has no such",
-        "integer operator, or a rule that the profile cannot express; the profile lists it as `unjudged`, and",
-        "there our arithmetic is a specification of its own.",
+        "integer operator, or a rule that the profile cannot express; the profile lists it as `unjudged`,",
+        "and there our arithmetic is a specification of its own.",
         "",
     ]
     pairs = list(dict.fromkeys((row.profile, row.judge) for row in rows))
@@ -41,7 +41,7 @@ def markdown(rows: list[Row]) -> str:
         lines.append(f"| {subject} | " + " | ".join(cells) + " |")
     lines += ["", "## Profiles without a judge", ""]
     lines += [
-        "Specifications of our own, judged by tables calculated by hand: `tests/unit/test_profile_by_hand.py`.",
+        "Specifications of our own, judged by hand-computed tables (`tests/unit/test_profile_by_hand.py`):",
         "",
     ]
     names = [name for name in list_profiles() if not load_profile(name).judged_by]

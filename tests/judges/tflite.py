@@ -1,7 +1,9 @@
 """TFLM and LiteRT's three sets of kernels as judges: the layer is authored as a .tflite."""
 
+import itertools
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
@@ -27,6 +29,8 @@ class TfliteJudge:
 
     def run(self, judged: JudgedLayer, inputs: list[Int8Array]) -> Int8Array:
         """The layer's output by the engine, logical order; see `Judge.run`."""
+        shape = (len(inputs[0]), *judged.layer.shape)
+        judged, inputs = _as_images_and_rows(judged, inputs)
         layer = judged.layer
         if (
             isinstance(layer.kernel, g.Clamp)
@@ -39,10 +43,25 @@ class TfliteJudge:
             result = self.engine(authored, [channels_last(x) for x in inputs])
         except (RuntimeError, ValueError) as error:
             raise Unjudged(f"{self.name} refuses it: {str(error).splitlines()[0]}") from error
-        shape = (len(inputs[0]), *layer.shape)
-        if len(shape) == 4:
-            return channels_first(result.reshape(shape[0], shape[2], shape[3], shape[1]))
+        if len(layer.shape) == 3:
+            channels, height, width = layer.shape
+            return channels_first(result.reshape(shape[0], height, width, channels)).reshape(shape)
         return result.reshape(shape)
+
+
+def _as_images_and_rows(judged: JudgedLayer, inputs: list[Int8Array]) -> tuple[JudgedLayer, list[Int8Array]]:
+    """The same layer for an engine whose images have four axes, and only they.
+
+    A sequence (N, C, L) is an image of one row; a matrix product works on (N, rows, K).
+    """
+    layer, kernel = judged.layer, judged.layer.kernel
+    if isinstance(kernel, g.Gemm) and len(layer.shape) == 3:
+        inputs = [x.reshape(len(x), -1, x.shape[-1]) for x in inputs]
+        layer = replace(layer, shape=(math.prod(layer.shape[:-1]), layer.shape[-1]))
+    elif isinstance(kernel, g.Conv | g.MaxPool | g.AveragePool) and len(layer.shape) == 2:
+        inputs = [x[:, :, None] for x in inputs]
+        layer = replace(layer, shape=(layer.shape[0], 1, layer.shape[1]))
+    return replace(judged, layer=layer), inputs
 
 
 def litert(resolver: OpResolverType) -> Engine:
@@ -116,9 +135,10 @@ def _activation(layer: Layer) -> int:
     """TFLite's fused activation that clamps as the layer does."""
     q = Quantization(layer.scale, layer.output.zero_point)
     bounds = {"NONE": (None, None), "RELU": (0.0, None), "RELU6": (0.0, 6.0), "RELU_N1_TO_1": (-1.0, 1.0)}
-    for name, (low, high) in bounds.items():
-        lowest = INT8_MIN if low is None else max(INT8_MIN, code_of(low, q))
-        highest = INT8_MAX if high is None else min(INT8_MAX, code_of(high, q))
+    roundings = ("half_away", "half_even")
+    for (name, (low, high)), rounding in itertools.product(bounds.items(), roundings):
+        lowest = INT8_MIN if low is None else max(INT8_MIN, code_of(low, q, rounding))
+        highest = INT8_MAX if high is None else min(INT8_MAX, code_of(high, q, rounding))
         if (lowest, highest) == (layer.output.low, layer.output.high):
             return int(getattr(schema.ActivationFunctionType, name))
     raise Unjudged(f"no TFLite activation clamps to [{layer.output.low}, {layer.output.high}]")
@@ -150,6 +170,8 @@ def _conv(a: _Author, kernel: g.Conv) -> None:
     weights, window = a.judged.prepared.weights, kernel.window
     if len(a.shapes[0]) != 4:
         raise Unjudged("a convolution of single numbers")
+    if kernel.stuffing is not None:
+        raise Unjudged("a transposed convolution")
     channels = a.shapes[0][3]
     depthwise = kernel.groups == channels and channels > 1
     stored = weights.codes.transpose((1, 2, 3, 0) if depthwise else (0, 2, 3, 1))
@@ -183,12 +205,16 @@ def _gemm(a: _Author, kernel: g.Gemm) -> None:
 
 def _pair(a: _Author, kernel: g.Add | g.Mul) -> None:
     name = type(kernel).__name__
+    if kernel.operand is not None:
+        raise Unjudged(f"{name.lower()} of an activation and a constant")
     fused = _activation(a.layer)
     a.model.operator(name.upper(), a.inputs, [a.output], f"{name}Options", 2, fusedActivationFunction=fused)
 
 
 def _concat(a: _Author, kernel: g.Concat) -> None:
     """TFLite joins tensors of one scale; QUANTIZE brings the operands there."""
+    if kernel.constants:
+        raise Unjudged("a concatenation with a constant")
     target, parts = Quantization(a.layer.scale, a.layer.output.zero_point), []
     for tensor, shape, source in zip(a.inputs, a.shapes, a.layer.sources, strict=True):
         if source != target:
@@ -220,6 +246,8 @@ def _pool(a: _Author, kernel: g.MaxPool | g.AveragePool) -> None:
 
 
 def _mean(a: _Author, kernel: g.Mean) -> None:
+    if kernel.axes != (2, 3):
+        raise Unjudged("a mean over other axes than height and width")
     axes = a.integers([1, 2])
     a.model.operator("MEAN", [a.inputs[0], axes], [a.output], "ReducerOptions", 2, keepDims=len(a.shape) == 4)
 

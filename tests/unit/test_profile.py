@@ -55,7 +55,7 @@ def test_hash_covers_arithmetic_only() -> None:
         (
             "steps = 2",
             "stepz = 2",
-            r"f: unknown key requantize\.stepz; legal: multiplier, rounding, steps, zero_point",
+            r"f: unknown key requantize\.stepz; legal: multiplier, ratio, rounding, steps, zero_point",
         ),
         ("steps = 2", "", r"f: missing key requantize\.steps"),
         ("[lut]", "[luts]", r"f: unknown key luts; legal: "),
@@ -63,7 +63,11 @@ def test_hash_covers_arithmetic_only() -> None:
         ("bits = 32", "bits = 32.0", r"f: accumulator\.bits = 32\.0; legal: 8\.\.32"),
         ("steps = 2", "steps = true", r"f: requantize\.steps = True; legal: 1, 2"),
         ('"q31"', '"q15"', r"f: requantize\.multiplier = 'q15'; legal: 'q31', 'float32', 'power_of_two'"),
-        ("steps = 2", "steps = 1", r"f: requantize\.rounding = 'half_away' .* legal: 'half_up'"),
+        (
+            '"half_away"\nsteps',
+            '"floor"\nsteps',
+            r"f: requantize\.rounding = 'floor' .* legal: 'half_away', 'half_up'",
+        ),
         (
             'multiplier = "q31"',
             'multiplier = "power_of_two"',
