@@ -72,6 +72,7 @@ class RunningServer:
         try:
             self.address = self._bind()
             self._open_device()
+            self._add_service()
             self._server.start()
             self.sessions.start_reaper()
             if config.http_enabled:
@@ -102,6 +103,7 @@ class RunningServer:
             profile_hash=mark.profile_hash,
             location=self._capabilities.location,
             serving=self._serving,
+            failed_kernels=self._capabilities.failed_kernels,
         )
         return self.telemetry.status(device, self.sessions.status(), self._worker.depth())
 
@@ -143,13 +145,20 @@ class RunningServer:
             # A call beyond the pool would wait unseen; so it is refused with RESOURCE_EXHAUSTED.
             maximum_concurrent_rpcs=calls,
         )
-        service = NpuService(self._capabilities, self.sessions, self._worker, config.limits, self.telemetry)
-        npu_pb2_grpc.add_NpuServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection(
             (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
         return server
+
+    def _add_service(self) -> None:
+        """Begins with what only an open device can tell of itself."""
+        self._capabilities = self._backend.describe()
+        for kernel in self._capabilities.failed_kernels:
+            self.telemetry.failed_kernel(kernel)
+        limits = self._config.limits
+        service = NpuService(self._capabilities, self.sessions, self._worker, limits, self.telemetry)
+        npu_pb2_grpc.add_NpuServiceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
 
     def _bind(self) -> str:
         config = self._config

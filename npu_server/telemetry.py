@@ -25,6 +25,7 @@ class DeviceStatus:
         profile_hash: identity of the arithmetic.
         location: where it computes.
         serving: False during start and shutdown.
+        failed_kernels: kernels that failed the start-up test; slower exact ones stand in for them.
     """
 
     backend: str
@@ -33,6 +34,7 @@ class DeviceStatus:
     profile_hash: str
     location: str
     serving: bool
+    failed_kernels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,11 +143,21 @@ class Telemetry:
         self._error_count = Counter("npu_errors", "Errors by class", ("error",), registry=self.registry)
         self._sessions = Gauge("npu_sessions", "Open sessions", registry=self.registry)
         self._depth = Gauge("npu_queue_depth", "Jobs that wait for the device", registry=self.registry)
+        self._failed_kernels = Gauge(
+            "npu_failed_kernel",
+            "1: this kernel failed the start-up test, a slower exact one stands in for it",
+            ("kernel",),
+            registry=self.registry,
+        )
 
     def watch(self, sessions: Callable[[], int], queue_depth: Callable[[], int]) -> None:
         """Tells where the current numbers of sessions and waiting jobs can be asked."""
         self._sessions.set_function(lambda: float(sessions()))
         self._depth.set_function(lambda: float(queue_depth()))
+
+    def failed_kernel(self, name: str) -> None:
+        """Notes a kernel that failed the start-up test."""
+        self._failed_kernels.labels(name).set(1)
 
     def request(self, method: str, code: str, seconds: float) -> None:
         """Counts one finished gRPC call."""

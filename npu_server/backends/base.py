@@ -48,7 +48,18 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a backend is and can do; pure data, told without touching the device."""
+    """What a backend is and can do; pure data, told without touching the device.
+
+    Attributes:
+        fingerprint: identity of the arithmetic.
+        operators: ONNX operators that it takes.
+        max_batch: largest batch.
+        deterministic: equal input gives equal bits.
+        concurrency: programs that compute at the same time.
+        location: where it computes.
+        failed_kernels: kernels that the backend found wrong on this machine when it was opened; exact ones
+            stand in for them, so that bits are equal and time is lost.
+    """
 
     fingerprint: Fingerprint
     operators: tuple[str, ...]
@@ -56,6 +67,7 @@ class Capabilities:
     deterministic: bool = True
     concurrency: int = 1
     location: str = "cpu"
+    failed_kernels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from single_layers import BACKENDS, Scale, random_codes, single_layer
 
 from npu_server.backends.base import Backend, BackendOptions
 from npu_server.backends.emulator import EmulatorBackend
-from npu_server.backends.emulator.sums import METHODS, Task, exact_sums
+from npu_server.backends.emulator.sums import CPU_METHODS, Task, exact_sums
 from npu_server.backends.reference import ReferenceBackend
 from npu_server.compile.graph import Window
 from npu_wire.errors import InvalidInput, InvalidProfile
@@ -38,7 +38,7 @@ def test_sums_beyond_float32_stay_exact(channels: int, method: str, parts: int) 
     )
     weights = net.prepared.weights
     assert weights.scales.tolist() == [1.0] * 4
-    chosen = exact_sums(Task(weights.codes, -128, Window((3, 3))), torch.device("cpu"), METHODS)
+    chosen = exact_sums(Task(weights.codes, -128, Window((3, 3))), torch.device("cpu"), CPU_METHODS)
     assert (chosen.method, len(chosen.parts)) == (method, parts)
     expected = np.clip(np.rint((sums + weights.bias) / 64), -128, 127).reshape(2, 4, 1, 1)
     for backend in BACKENDS:
@@ -47,7 +47,7 @@ def test_sums_beyond_float32_stay_exact(channels: int, method: str, parts: int) 
 
 def test_slices_hold_by_hand() -> None:
     """Weights 127 in 1,024 channels, inputs up to 255: 33,162,240 takes two slices of 16,581,120."""
-    codes, floats = np.full((1, 1024, 1, 1), 127, np.int8), METHODS[2:]
+    codes, floats = np.full((1, 1024, 1, 1), 127, np.int8), CPU_METHODS[2:]
     sums = exact_sums(Task(codes, -128, Window((1, 1))), torch.device("cpu"), floats)
     assert [part.channels for part in sums.parts] == [slice(0, 512), slice(512, 1024)]
     # Half of them negative: each sign's sum alone stays below 2^24.

@@ -5,6 +5,8 @@ import torch
 from npu_server.backends.base import BackendOptions, Capabilities, Fingerprint, Health, Program, Ranges
 from npu_server.backends.emulator.kernels import EmulatorKernels
 from npu_server.backends.emulator.requantize import compile_kernels
+from npu_server.backends.emulator.selftest import Verdict, examine, is_exact
+from npu_server.backends.emulator.sums import CPU_METHODS, CUDA_METHODS, Method
 from npu_server.backends.emulator.tables import compile_tables
 from npu_server.compile.operators import operators_of
 from npu_server.compile.program import compile_program
@@ -15,17 +17,19 @@ MAX_BATCH = 1024
 
 
 class EmulatorBackend:
-    """An NPU in torch: integer sums on floating-point units, exact by a bound checked layer by layer."""
+    """An NPU in torch: integer sums on whatever unit is fastest, exact by a bound proven layer by layer."""
 
-    def __init__(self, options: BackendOptions) -> None:
+    def __init__(self, options: BackendOptions, methods: tuple[Method, ...] = ()) -> None:
         """Loads the profile and checks the device's name.
 
         Args:
             options: profile, device and threads.
+            methods: ways to sum in the order of preference, the last one for everything; empty: the device's.
 
         Raises:
             InvalidInput: an unknown profile, device or option.
         """
+        self._opened = False
         if options.extra:
             raise InvalidInput(f"backend emulator has no options; got {', '.join(options.extra)}")
         try:
@@ -34,22 +38,31 @@ class EmulatorBackend:
             raise InvalidInput(f"device {options.device!r} is none; use cpu, cuda or cuda:N") from error
         if self._device.type not in ("cpu", "cuda"):
             raise InvalidInput(f"device {options.device!r} is not supported; use cpu, cuda or cuda:N")
+        self._methods = methods or (CPU_METHODS if self._device.type == "cpu" else CUDA_METHODS)
         self._profile = load_profile(options.profile)
         self._threads = options.threads
 
     def describe(self) -> Capabilities:
-        """What it is and can do."""
+        """What it is and can do; once it is open, which kernels failed the start-up test."""
         profile = self._profile
+        failed = self._examine().failed if self._opened else ()
+        firmware = "1 without " + ", ".join(failed) if failed else "1"
         fingerprint = Fingerprint(
-            "emulator", "npu-in-the-loop", profile.name, "1", profile.name, profile.hash
+            "emulator", "npu-in-the-loop", profile.name, firmware, profile.name, profile.hash
         )
-        return Capabilities(fingerprint, operators_of(profile), MAX_BATCH, location=str(self._device))
+        return Capabilities(
+            fingerprint,
+            operators_of(profile),
+            MAX_BATCH,
+            location=str(self._device),
+            failed_kernels=failed,
+        )
 
     def open(self) -> None:
-        """Takes the device, sets torch's threads, compiles kernels.
+        """Takes the device, sets torch's threads, compiles kernels, tests them against the specification.
 
         Raises:
-            DeviceFault: the GPU is not there, or its arithmetic is not exact.
+            DeviceFault: the GPU is not there, or nothing sums exactly on it.
         """
         if self._device.type == "cuda" and not torch.cuda.is_available():
             raise DeviceFault("torch finds no CUDA device; use --device cpu")
@@ -58,31 +71,28 @@ class EmulatorBackend:
         if self._device.type == "cpu":
             compile_kernels()
             compile_tables()
-        health = self.probe()
-        if not health.ok:
-            raise DeviceFault(health.detail)
+        self._examine()
+        self._opened = True
 
     def close(self) -> None:
         """Nothing to let go of."""
 
     def probe(self) -> Health:
-        """Sums integer products whose sum float32 still holds; an accumulator of less would show."""
-        values = torch.full((4, 64), 255.0, device=self._device)
-        weights = torch.full((4, 64), 127.0, device=self._device)
-        weights[:, 0] = 126.0
-        exact = 255 * 127 * 64 - 255
-        image, kernel = values.reshape(4, 64, 1, 1), weights.reshape(4, 64, 1, 1)
-        products = torch.nn.functional.linear(values, weights)
-        sums = torch.nn.functional.conv2d(image, kernel)
-        if bool((products == exact).all()) and bool((sums == exact).all()):
+        """Runs the start-up test on the kernel that everything else falls back to."""
+        last = self._methods[-1]
+        if is_exact(last, self._device):
             return Health(True)
-        return Health(
-            False,
-            f"float32 arithmetic of {self._device} is not exact; unset reduced precision (torch.backends)",
-        )
+        return Health(False, f"{last.name} sums on {self._device} are not exact any more; restart the server")
 
     def compile(self, model: bytes, ranges: Ranges) -> Program:
         """Compiles a float ONNX model; see `npu_server.backends.base.Backend.compile`."""
         return compile_program(
-            model, ranges, self._profile, EmulatorKernels(self._profile, self._device), MAX_BATCH
+            model,
+            ranges,
+            self._profile,
+            EmulatorKernels(self._profile, self._device, self._examine().trusted),
+            MAX_BATCH,
         )
+
+    def _examine(self) -> Verdict:
+        return examine(self._methods, self._device)

@@ -13,7 +13,7 @@ from npu_server.backends.emulator.images import image_windows, pad_image, window
 from npu_server.backends.emulator.matrix import convolve, multiply
 from npu_server.backends.emulator.moving import as_image, from_image, logical, stored
 from npu_server.backends.emulator.packing import Packed, pack_matmul, pack_pairs, pack_tables, pack_weights
-from npu_server.backends.emulator.sums import METHODS, Method
+from npu_server.backends.emulator.sums import CPU_METHODS, Method
 from npu_server.backends.emulator.tables import look_up, look_up_pairs
 from npu_server.compile.graph import (
     Add,
@@ -59,7 +59,9 @@ class EmulatorKernels:
 
     image_layout = MemoryLayout.CHANNELS_LAST
 
-    def __init__(self, profile: Profile, device: torch.device, methods: Sequence[Method] = METHODS) -> None:
+    def __init__(
+        self, profile: Profile, device: torch.device, methods: Sequence[Method] = CPU_METHODS
+    ) -> None:
         """Takes the arithmetic and where to compute.
 
         Args:

@@ -59,11 +59,11 @@ class Method(Protocol):
         """What the fingerprint, the log and the metrics call it."""
         ...
 
-    def serves(self, task: Task, device: torch.device) -> bool:
-        """Whether it is exact for these weights and can run there."""
+    def serves(self, task: Task) -> bool:
+        """Whether it is exact for these weights."""
         ...
 
-    def prefers(self, task: Task, device: torch.device) -> bool:
+    def prefers(self, task: Task) -> bool:
         """Whether it is the fastest for this kind of layer, by the measurements in docs/performance.md."""
         ...
 
@@ -84,21 +84,24 @@ class FloatingPoint:
     float32, and it is sums that the condition is about.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, by_columns: bool = False) -> None:
         """Takes the format.
 
         Args:
             dtype: float32 or float64.
+            by_columns: multiplies matrices of columns, because cuDNN may choose Winograd or FFT, which leave
+                the integers; else torch convolves.
         """
         self._dtype = dtype
+        self._by_columns = by_columns
         self._limit = _FLOAT32_INTEGERS if dtype == torch.float32 else _FLOAT64_INTEGERS
         self.name = str(dtype).removeprefix("torch.")
 
-    def serves(self, task: Task, device: torch.device) -> bool:
-        """Every device; sums below 2^24 or 2^53."""
+    def serves(self, task: Task) -> bool:
+        """Sums below 2^24 or 2^53."""
         return largest_sum(task.codes, task.zero_point) < self._limit
 
-    def prefers(self, task: Task, device: torch.device) -> bool:
+    def prefers(self, task: Task) -> bool:
         """What is left by integer units."""
         return True
 
@@ -107,9 +110,9 @@ class FloatingPoint:
         return np.zeros(len(task.codes), np.int64)
 
     def bind(self, task: Task, device: torch.device) -> Sums:
-        """Convolution on a CPU; product with columns elsewhere, for cuDNN may choose Winograd or FFT."""
+        """Weights in the format."""
         weight = torch.from_numpy(task.codes).to(device, self._dtype)
-        if device.type != "cpu":
+        if self._by_columns:
             return lambda x: _float_columns(task, weight, x.to(self._dtype) - task.zero_point)
         weight = weight.contiguous(memory_format=torch.channels_last)
         window, symmetric = task.window, task.padding_is_symmetric
@@ -127,7 +130,7 @@ class FloatingPoint:
 
 
 class OneDnnConvolution:
-    """oneDNN's u8 x s8 convolution, whose int32 sums come out as float32 (all scales 1).
+    """oneDNN's u8 x s8 convolution (CPU), whose int32 sums come out as float32 (all scales 1).
 
     Exact while the sum is below 2^24, with and without the zero point's share: which of the two oneDNN
     converts is its own affair. Square windows with equal strides of 1 or 2 only: of random others, dilated or
@@ -136,8 +139,8 @@ class OneDnnConvolution:
 
     name = "int8 convolution"
 
-    def serves(self, task: Task, device: torch.device) -> bool:
-        """CPU; the usual windows; sums below 2^24 of centred codes as of codes + 128."""
+    def serves(self, task: Task) -> bool:
+        """The usual windows; sums below 2^24 of centred codes as of codes + 128."""
         window, size = task.window, task.window.kernel[0]
         usual = (
             window.kernel == (size, size)
@@ -146,9 +149,9 @@ class OneDnnConvolution:
             and max(window.pads) <= size // 2
         )
         bounds = (largest_sum(task.codes, zero_point) for zero_point in (task.zero_point, -128))
-        return device.type == "cpu" and usual and all(bound < _FLOAT32_INTEGERS for bound in bounds)
+        return usual and all(bound < _FLOAT32_INTEGERS for bound in bounds)
 
-    def prefers(self, task: Task, device: torch.device) -> bool:
+    def prefers(self, task: Task) -> bool:
         """Wherever the matrix product is not."""
         return True
 
@@ -187,16 +190,24 @@ class MatrixProduct:
 
     name = "int8 matrix product"
 
-    def serves(self, task: Task, device: torch.device) -> bool:
+    def __init__(self, on_tensor_cores: bool = False) -> None:
+        """Takes what the device wants.
+
+        Args:
+            on_tensor_cores: it is cuBLASLt: more than 16 rows, all other sizes in eights.
+        """
+        self._on_tensor_cores = on_tensor_cores
+
+    def serves(self, task: Task) -> bool:
         """One group; sums of uncentred codes below 2^31."""
         return task.groups == 1 and largest_sum(task.codes, 0) < _INT32_INTEGERS
 
-    def prefers(self, task: Task, device: torch.device) -> bool:
+    def prefers(self, task: Task) -> bool:
         """CPU: many channels, or pixels that are in one window each; a GPU has nothing better."""
         window, channels = task.window, int(task.codes.shape[1])
         apart = window.kernel != (1, 1) and window.strides == window.kernel
         least = 96 if window.kernel == (1, 1) else 256
-        return device.type != "cpu" or apart or channels >= least
+        return self._on_tensor_cores or apart or channels >= least
 
     def offset(self, task: Task) -> Int64Array:
         """Zero point times the sum of the weights."""
@@ -207,8 +218,7 @@ class MatrixProduct:
         """Weights as a transposed matrix (columns, out)."""
         rows = np.ascontiguousarray(task.codes.transpose(0, 2, 3, 1)).reshape(len(task.codes), -1)
         weight = torch.from_numpy(rows).to(device)
-        # cuBLASLt wants sizes in eights and more than 16 rows.
-        step, fewest = (1, 1) if device.type == "cpu" else (8, 17)
+        step, fewest = (8, 17) if self._on_tensor_cores else (1, 1)
         weight = F.pad(weight, (0, -weight.shape[1] % step, 0, -len(weight) % step)).t()
 
         def sums(x: torch.Tensor) -> torch.Tensor:
@@ -224,11 +234,16 @@ class MatrixProduct:
         return sums
 
 
-METHODS: tuple[Method, ...] = (
+CPU_METHODS: tuple[Method, ...] = (
     MatrixProduct(),
     OneDnnConvolution(),
     FloatingPoint(torch.float32),
     FloatingPoint(torch.float64),
+)
+CUDA_METHODS: tuple[Method, ...] = (
+    MatrixProduct(on_tensor_cores=True),
+    FloatingPoint(torch.float32, by_columns=True),
+    FloatingPoint(torch.float64, by_columns=True),
 )
 """In the order of preference; the last one serves every task."""
 
@@ -282,11 +297,11 @@ def exact_sums(task: Task, device: torch.device, methods: Sequence[Method]) -> E
         methods: in order of preference; the last one must serve everything.
     """
     for method in methods:
-        if not method.prefers(task, device):
+        if not method.prefers(task):
             continue
         for slices in _divisions(task):
             tasks = [_part(task, channels) for channels in slices]
-            if all(method.serves(part, device) for part in tasks):
+            if all(method.serves(part) for part in tasks):
                 parts = [Part(c, method.bind(t, device)) for c, t in zip(slices, tasks, strict=True)]
                 offset = np.sum([method.offset(part) for part in tasks], axis=0)
                 return ExactSums(method.name, tuple(parts), offset)

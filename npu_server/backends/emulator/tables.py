@@ -34,7 +34,7 @@ def look_up_pairs(table: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torc
     """
     if a.device.type != "cpu":
         return table[((a.to(torch.int32) + 128) << 8) + (b.to(torch.int32) + 128)]
-    a, b = torch.broadcast_tensors(a, b)
+    a, b = torch.broadcast_tensors(a, b)  # type: ignore[no-untyped-call]
     out = torch.empty(a.shape, dtype=torch.int8)
     left, right = (x.contiguous().reshape(-1).numpy() for x in (a, b))
     _look_up_pairs(table.numpy(), left, right, out.reshape(-1).numpy())
