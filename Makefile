@@ -5,8 +5,9 @@ PYTHON ?= python3
 # gencode of the oldest protobuf that we support runs on it and on the next major version
 PROTO_TOOLS := grpcio-tools==1.76.0
 PROTO_OUT ?= .
+TOSA := tosa-tools==2026.8.0
 
-.PHONY: install demo test test-slow lint proto clean
+.PHONY: install demo test test-slow conformance lint proto clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +24,11 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# The judges, at length: rewrites docs/conformance-matrix.md. The TOSA reference model pins an old numpy that it does not need.
+conformance: install
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps '$(TOSA)'
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.judges --write
 
 lint: install
 	$(BIN)/ruff check .

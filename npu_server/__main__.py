@@ -28,7 +28,7 @@ An NPU as a quantized forward service.
 commands:
   serve        serve an NPU over gRPC
   describe     show what the NPU behind an endpoint is
-  profiles     list the numerics profiles
+  profiles     list the numerics profiles; profiles show NAME: what every key of one says
   conformance  examine a backend: arithmetic, contract, wire
 
 npu-server COMMAND --help shows the options of a command.
@@ -91,10 +91,21 @@ def _conformance(arguments: Sequence[str]) -> int:
 
 
 def _profiles(arguments: Sequence[str]) -> int:
-    if arguments:
-        raise InvalidInput("npu-server profiles takes no arguments")
-    for profile in importlib.import_module("npu_server.numerics.profile").list_profiles():
-        print(profile)
+    pages, console = importlib.import_module("npu_server.profile_pages"), Console()
+    match arguments:
+        case []:
+            pages.print_profiles(console)
+        case ["show", name] if not name.startswith("-"):
+            pages.print_profile(name, console)
+        case ["-h" | "--help"]:
+            print(
+                "usage: npu-server profiles [show NAME]\n\nNAME: a shipped profile, or the path of a .toml file"
+            )
+        case _:
+            raise InvalidInput(
+                f"npu-server profiles {' '.join(arguments)}: write `npu-server profiles` or "
+                "`npu-server profiles show NAME`"
+            )
     return 0
 
 

@@ -22,7 +22,7 @@ _PAGE = Path(__file__).parents[2] / "docs" / "conformance-matrix.md"
 def main() -> int:
     """Judges everything; exit status 1 where a claim does not hold."""
     parser = argparse.ArgumentParser(prog="python -m tests.judges", description=__doc__)
-    parser.add_argument("--elements", type=int, default=120_000, help="outputs to compare in each cell")
+    parser.add_argument("--elements", type=int, default=300_000, help="outputs to compare in each cell")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="cells at the same time")
     parser.add_argument("--profile", help="only this profile")
     parser.add_argument("--write", action="store_true", help="write docs/conformance-matrix.md")

@@ -1,4 +1,4 @@
-"""`pow2-trunc` and `acc16` have no engine to judge them: layers calculated by hand, on both backends."""
+"""`pow2-trunc`, `acc16` and their kin have no engine to judge them: layers calculated by hand, on both backends."""
 
 import numpy as np
 import pytest
@@ -134,3 +134,80 @@ def test_weights_that_are_zero_leave_the_bias(backend: type[Backend]) -> None:
         {"w": np.zeros((1, 2), np.float32), "b": np.array([2.6], np.float32)},
     )
     assert net.run(backend, np.array([[3, -9]], np.int8))["y"].tolist() == [[5]]
+
+
+def test_scale_of_each_channel_is_a_power_of_two() -> None:
+    """Per channel: 1.0 / 127 -> 2^-6, code 64; 0.1 / 127 -> 2^-10, code 102 (102.4). Per tensor: 6 at 2^-6."""
+    weight, bias = np.array([[1.0], [0.1]], np.float32), np.zeros(2, np.float32)
+    own = quantize_weights(weight, bias, 1.0, 1.0, load_profile("pow2-trunc-per-channel"))
+    assert own.scales.tolist() == [2**-6, 2**-10]
+    assert own.codes.reshape(-1).tolist() == [64, 102]
+    shared = quantize_weights(weight, bias, 1.0, 1.0, load_profile("pow2-trunc"))
+    assert shared.codes.reshape(-1).tolist() == [64, 6]
+
+
+@each_backend
+def test_each_channel_shifts_by_itself(backend: type[Backend]) -> None:
+    """X = 127: (64 * 127) >> 6 is 127, (102 * 127) >> 10 is 12; x = -5: -5 and floor(-0.498) = -1."""
+    nodes = [helper.make_node("Gemm", ["x", "w"], ["y"], "gemm", transB=1)]
+    weights = {"w": np.array([[1.0], [0.1]], np.float32)}
+    ranges = {"x": 127.0, "y": 127.0}
+    assert run(backend, "pow2-trunc-per-channel", nodes, weights, ranges, column(127, -5)) == [
+        127,
+        12,
+        -5,
+        -1,
+    ]
+
+
+@each_backend
+def test_register_of_18_bits_saturates_on_the_way(backend: type[Backend]) -> None:
+    """Nine products of 127 * 127 reach 131,071 (exact: 145,161); three of -127 * 127 leave 82,684.
+
+    82,684 / (127 * 8) = 81.4: 81. The other way round nothing saturates: 96,774 / 1,016 = 95.3: 95. Twelve
+    negative ones stay at -131,072: -129.01, clamped to -128.
+    """
+    net = single_layer(
+        "acc18",
+        [helper.make_node("Gemm", ["x", "w"], ["y"], "gemm", transB=1)],
+        (12,),
+        {"x": Scale(1.0, 0), "y": Scale(8.0, 0)},
+        {"w": np.ones((1, 12), np.float32)},
+    )
+    up, down = [127] * 9, [-127] * 3
+    batch = np.array([up + down, down + up, [-127] * 12], np.int8)
+    assert net.run(backend, batch)["y"].reshape(-1).tolist() == [81, 95, -128]
+
+
+@each_backend
+def test_register_sums_position_by_position(backend: type[Backend]) -> None:
+    """Position by position, channel by channel: 6 * 16,129, then 3 more (131,071), then three less: 82,684.
+
+    Channel by channel first, the sum would never leave 18 bits: 96,774, code 95 instead of 81.
+    """
+    net = single_layer(
+        "acc18",
+        [helper.make_node("Conv", ["x", "w"], ["y"], "conv")],
+        (6, 1, 2),
+        {"x": Scale(1.0, 0), "y": Scale(8.0, 0)},
+        {"w": np.ones((1, 6, 1, 2), np.float32)},
+    )
+    batch = np.array([[127] * 6, [127] * 3 + [-127] * 3], np.int8).T.reshape(1, 6, 1, 2)
+    assert net.run(backend, batch)["y"].reshape(-1).tolist() == [81]
+
+
+@each_backend
+def test_sum_wraps_at_16_bits(backend: type[Backend]) -> None:
+    """Four products of 127 * 127 are 64,516, in 16 bits -1,020: -1,020 / (127 * 4) = -2.01, code -2.
+
+    Four of -128 * 127 are -65,024, in 16 bits 512: 1.01, code 1. One of 127 * 127 fits: 31.75, code 32.
+    """
+    net = single_layer(
+        "acc16-wrap",
+        [helper.make_node("Gemm", ["x", "w"], ["y"], "gemm", transB=1)],
+        (4,),
+        {"x": Scale(1.0, 0), "y": Scale(4.0, 0)},
+        {"w": np.ones((1, 4), np.float32)},
+    )
+    batch = np.array([[127] * 4, [-128] * 4, [127, 0, 0, 0]], np.int8)
+    assert net.run(backend, batch)["y"].reshape(-1).tolist() == [-2, 1, 32]

@@ -1,0 +1,75 @@
+"""`npu-server profiles`: which numerics profiles there are, and what every key of one says."""
+
+import dataclasses
+import re
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from npu_server.numerics.profile import Profile, list_profiles, load_profile
+from npu_server.numerics.rules import Exceptions, RequantizeRule
+
+
+def print_profiles(console: Console) -> None:
+    """Name and description of every shipped profile, one a line."""
+    width = max(len(name) for name in list_profiles())
+    for name in list_profiles():
+        console.print(f"{name:{width}}  {load_profile(name).description}", markup=False, soft_wrap=True)
+
+
+def print_profile(name_or_path: str, console: Console) -> None:
+    """Keys, values, meaning and hash of one profile.
+
+    Raises:
+        InvalidProfile: there is none, or it is illegal.
+    """
+    profile = load_profile(name_or_path)
+    console.print(f"{profile.name}: {profile.description}", markup=False, soft_wrap=True)
+    judges = ", ".join(profile.judged_by) or "nobody: a specification of its own"
+    console.print(f"judged by {judges}", markup=False, soft_wrap=True)
+    if profile.unjudged:
+        console.print(f"but not in {', '.join(profile.unjudged)}", markup=False, soft_wrap=True)
+    console.print(f"hash {profile.hash}", soft_wrap=True)
+    table = Table("key", "value", "meaning", show_lines=True)
+    for key, value, meaning in describe_keys(profile):
+        table.add_row(escape(key), escape(value), escape(meaning))
+    console.print(table)
+
+
+def describe_keys(profile: Profile) -> list[tuple[str, str, str]]:
+    """Key, value and meaning of everything that decides about bits."""
+    rows = []
+    for section in dataclasses.fields(profile):
+        rule = getattr(profile, section.name)
+        if not dataclasses.is_dataclass(rule) or isinstance(rule, type):
+            continue
+        meanings = attribute_meanings(type(rule))
+        for field in dataclasses.fields(rule):
+            value, key = getattr(rule, field.name), f"{section.name}.{field.name}"
+            if isinstance(rule, Exceptions):
+                if value is not None:
+                    rows.append((key, _in_short(value), meanings[field.name]))
+            elif value != "" or field.default is dataclasses.MISSING:
+                rows.append((key, _in_toml(value), meanings[field.name]))
+    return rows
+
+
+def attribute_meanings(rule: type) -> dict[str, str]:
+    """What a rule's docstring says of each attribute (Google style)."""
+    text = (rule.__doc__ or "").split("Attributes:")[-1]
+    found = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", text, re.MULTILINE)
+    return {name: " ".join(meaning.split()) for name, meaning in found}
+
+
+def _in_short(rule: RequantizeRule) -> str:
+    return ", ".join(_in_toml(value) for value in dataclasses.astuple(rule))
+
+
+def _in_toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(_in_toml(item) for item in value)}]"
+    return f'"{value}"' if isinstance(value, str) else str(value)
