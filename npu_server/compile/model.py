@@ -7,6 +7,7 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, TensorProto
 
 from npu_wire.errors import InvalidModel, UnsupportedModel
+from npu_wire.tensors import MAX_NAME_LENGTH
 
 MIN_OPSET = 13
 MAX_OPSET = 24
@@ -30,6 +31,7 @@ def read_model(data: bytes) -> ModelProto:
         raise UnsupportedModel(f"model has {len(model.graph.node)} nodes; this NPU takes {MAX_NODES} at most")
     if model.functions:
         raise UnsupportedModel("model has local functions; inline them (onnx.inliner.inline_local_functions)")
+    _check_names(model.graph)
     try:
         onnx.checker.check_model(model)
     except Exception as error:  # the checker raises a class of its own, and others on malformed messages
@@ -51,6 +53,20 @@ def _check_initializers(model: ModelProto) -> None:
             )
     if model.graph.sparse_initializer:
         raise InvalidModel("model has sparse initializers; store them dense")
+
+
+def _check_names(graph: GraphProto) -> None:
+    """ONNX's messages let any bytes pass as a name; those of ours, which carry these names on, do not."""
+    names = [value.name for value in (*graph.input, *graph.output)]
+    names += [tensor.name for tensor in graph.initializer]
+    for node in graph.node:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
+    for name in names:
+        if not isinstance(name, str) or len(name) > MAX_NAME_LENGTH:
+            raise InvalidModel(
+                f"name {name[:40]!r} is {len(name)} long; names are UTF-8 text of up to {MAX_NAME_LENGTH} "
+                "characters"
+            )
 
 
 def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
