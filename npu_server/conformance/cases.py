@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from npu_server.conformance.graphs import INPUT, OUTPUT, Array, Case, single, weights
 
@@ -21,7 +21,14 @@ def all_cases() -> Mapping[str, tuple[Case, ...]]:
     """ONNX operator -> its cases."""
     found: dict[str, list[Case]] = {}
     for case in chain(
-        _weighted(), _pairs(), _constant_operands(), _functions(), _pools(), _movements(), _reductions()
+        _weighted(),
+        _norms(),
+        _pairs(),
+        _constant_operands(),
+        _functions(),
+        _pools(),
+        _movements(),
+        _reductions(),
     ):
         found.setdefault(case.op, []).append(case)
     return {op: tuple(found[op]) for op in sorted(found)}
@@ -75,29 +82,43 @@ def _weighted() -> Iterator[Case]:
         strides=[2, 2],
         pads=[1, 1, 1, 1],
     )
+    yield single("Conv", "one dimension", (6, 20), ((8, 6, 3), (8,)), pads=[1, 1], strides=[2])
+    yield single(
+        "ConvTranspose",
+        "output padding",
+        (6, 5, 4),
+        ((6, 4, 3, 3), (4,)),
+        output_padding=[1, 1],
+        strides=[2, 2],
+        pads=[1, 1, 1, 1],
+    )
     yield single("Gemm", "transposed weight", (24,), ((10, 24), (10,)), transB=1)
     yield single("Gemm", "plain, no bias", (24,), ((24, 10),))
     yield single("Gemm", "alpha and beta", (24,), ((10, 24), (10,)), transB=1, alpha=0.5, beta=2.0)
     yield single("MatMul", "matrix", (24,), ((24, 10),))
     yield single("MatMul", "sequence", _SEQUENCE, ((12, 7),))
-    norms = (
-        np.linspace(0.5, 1.5, 6),
-        np.linspace(-1, 1, 6),
-        np.linspace(-0.5, 0.5, 6),
-        np.linspace(0.5, 2, 6),
-    )
-    constants = tuple(value.astype(np.float32) for value in norms)
-    yield single("BatchNormalization", "image", _IMAGE, constants)
-    yield single("LayerNormalization", "last axis", _SEQUENCE, ((12,), (12,)), axis=-1)
     yield single(
         "PRelu", "slope a channel", _IMAGE, (np.linspace(-0.2, 0.4, 6).astype(np.float32).reshape(6, 1, 1),)
     )
+
+
+def _norms() -> Iterator[Case]:
+    ends = ((0.5, 1.5), (-1.0, 1.0), (-0.5, 0.5), (0.5, 2.0))
+    scale, shift, mean, variance = (np.linspace(*pair, 6).astype(np.float32) for pair in ends)
+    yield single("BatchNormalization", "image", _IMAGE, (scale, shift, mean, variance))
+    yield single("InstanceNormalization", "image", _IMAGE, (scale, shift))
+    yield single("GroupNormalization", "image", _IMAGE, (scale, shift), opset=21, output=_IMAGE, num_groups=2)
+    yield single("LayerNormalization", "last axis", _SEQUENCE, ((12,), (12,)), axis=-1)
+    yield single("RMSNormalization", "last axis", _SEQUENCE, ((12,),), opset=23, axis=-1)
 
 
 def _pairs() -> Iterator[Case]:
     """Operators on two activations; both come from convolutions, so that their codes go everywhere."""
     for op in ("Add", "Mul", "Sub"):
         yield _pair(op, "two activations", 6)
+    yield _pair("Div", "two activations", 6)
+    yield _pair("Add", "broadcast", 1)
+    yield _pair("Mul", "broadcast", 1)
     yield _pair("Concat", "channels", 3, axis=1)
     yield _pair("Concat", "height", 6, axis=2)
     yield _pair("Max", "two activations", 6)
@@ -125,7 +146,12 @@ def _constant_operands() -> Iterator[Case]:
         yield single(op, "one number", _IMAGE, (one,))
         yield single(op, "one number a channel", _IMAGE, (channels,))
     yield single("Div", "one number", _IMAGE, (one,))
-    yield single("Pow", "square", _IMAGE, (np.array(2.0, np.float32),))
+    two = helper.make_node("Constant", [], ["k"], value_float=2.0)
+    square = helper.make_node("Pow", [INPUT, "k"], [OUTPUT], "node_under_test_Pow")
+    yield Case("Pow", "square", (two, square), _IMAGE)
+    rows = np.linspace(-1.0, 1.0, 9).astype(np.float32).reshape(1, 1, 9, 1)
+    for op in ("Add", "Mul"):
+        yield single(op, "one number a row", _IMAGE, (rows,))
 
 
 def _functions() -> Iterator[Case]:
@@ -153,13 +179,42 @@ def _functions() -> Iterator[Case]:
     yield single("Clip", "to [-1, 1]", _IMAGE, _bounds(-1.0, 1.0))
     yield single("Max", "with a constant", _IMAGE, _bounds(-0.5))
     yield single("Min", "with a constant", _IMAGE, _bounds(2.5))
-    yield single("Softmax", "last axis", _SEQUENCE, axis=-1)
-    # These vanish in compilation, and so are tried in front of something that does not.
-    for op in ("Identity", "Dropout"):
-        behind = helper.make_node("Relu", ["a"], [OUTPUT], "relu")
-        yield Case(
-            op, "before Relu", (helper.make_node(op, [INPUT], ["a"], f"node_under_test_{op}"), behind), _IMAGE
-        )
+    for op in ("Softmax", "LogSoftmax"):
+        yield single(op, "last axis", _SEQUENCE, axis=-1)
+    yield single("Celu", "alpha 0.7", _IMAGE, alpha=0.7)
+    yield single("Log", "image", _IMAGE, domain=(0.0, 4.0))
+    yield single("Reciprocal", "image", _IMAGE, domain=(0.5, 4.0))
+    yield from _vanishing()
+    yield from _choices()
+
+
+def _vanishing() -> Iterator[Case]:
+    """What vanishes in compilation, and so is tried in front of something that does not."""
+    behind = helper.make_node("Relu", ["a"], [OUTPUT], "relu")
+    ahead = {
+        "Identity": helper.make_node("Identity", [INPUT], ["a"], "node_under_test_Identity"),
+        "Dropout": helper.make_node("Dropout", [INPUT], ["a"], "node_under_test_Dropout"),
+        "Cast": helper.make_node("Cast", [INPUT], ["a"], "node_under_test_Cast", to=TensorProto.FLOAT),
+        "CastLike": helper.make_node("CastLike", [INPUT, INPUT], ["a"], "node_under_test_CastLike"),
+    }
+    for op, node in ahead.items():
+        yield Case(op, "before Relu", (node, behind), _IMAGE)
+    is_nan = helper.make_node("IsNaN", [INPUT], ["n"], "node_under_test_IsNaN")
+    zero = {"zero": np.array(0, np.float32)}
+    instead = helper.make_node("Where", ["n", "zero", INPUT], ["a"], "where")
+    yield Case("IsNaN", "zero instead", (is_nan, instead, behind), _IMAGE, zero)
+
+
+def _choices() -> Iterator[Case]:
+    """Functions that differ on both sides of a number."""
+    bent = helper.make_node("Tanh", [INPUT], ["t"], "tanh")
+    for op in ("Greater", "GreaterOrEqual", "Less", "LessOrEqual"):
+        compare = helper.make_node(op, [INPUT, "k"], ["c"], f"node_under_test_{op}")
+        choose = helper.make_node("Where", ["c", INPUT, "t"], [OUTPUT], "where")
+        yield Case(op, "x or tanh(x)", (compare, bent, choose), _IMAGE, {"k": np.array(0.5, np.float32)})
+    compare = helper.make_node("Greater", [INPUT, "k"], ["c"], "greater")
+    choose = helper.make_node("Where", ["c", "t", INPUT], [OUTPUT], "node_under_test_Where")
+    yield Case("Where", "tanh(x) or x", (compare, bent, choose), _IMAGE, {"k": np.array(-0.5, np.float32)})
 
 
 def _bounds(*values: float) -> tuple[Array, ...]:
@@ -217,6 +272,22 @@ def _movements() -> Iterator[Case]:
         helper.make_node("Concat", ["b", "a"], [OUTPUT], "join", axis=1),
     )
     yield Case("Split", "halves, swapped", halves, _IMAGE)
+    yield from _sequences()
+
+
+def _sequences() -> Iterator[Case]:
+    """Splitting as the exporter of PyTorch writes it."""
+    for op in ("SplitToSequence", "SequenceAt"):
+        names = {n: n.lower() for n in ("SplitToSequence", "SequenceAt")} | {op: f"node_under_test_{op}"}
+        nodes = (
+            helper.make_node("SplitToSequence", [INPUT, "size"], ["s"], names["SplitToSequence"], axis=1),
+            helper.make_node("SequenceAt", ["s", "first"], ["a"], names["SequenceAt"]),
+            helper.make_node("SequenceAt", ["s", "second"], ["b"], "second"),
+            helper.make_node("Concat", ["b", "a"], [OUTPUT], "join", axis=1),
+        )
+        numbers = {"size": 3, "first": 0, "second": 1}
+        initializers: dict[str, Array] = {name: np.array(n, np.int64) for name, n in numbers.items()}
+        yield Case(op, "halves, swapped", nodes, _IMAGE, initializers)
 
 
 def _whole(*values: int) -> Array:

@@ -33,6 +33,8 @@ class Case:
         shape: of the input, without the batch.
         initializers: name -> array.
         domain: real numbers that the input covers.
+        opset: version of the ONNX operators.
+        output: shape of the output without the batch, where ONNX's shape inference does not know it.
     """
 
     op: str
@@ -41,6 +43,8 @@ class Case:
     shape: tuple[int, ...]
     initializers: Mapping[str, Array] = field(default_factory=dict)
     domain: tuple[float, float] = (-4.0, 4.0)
+    opset: int = OPSET
+    output: tuple[int, ...] | None = None
 
     @property
     def node_name(self) -> str:
@@ -50,7 +54,7 @@ class Case:
     @property
     def needs(self) -> frozenset[str]:
         """The other operators in the model."""
-        return frozenset(node.op_type for node in self.nodes) - {self.op}
+        return frozenset(node.op_type for node in self.nodes) - {self.op, "Constant"}
 
     @property
     def seed(self) -> int:
@@ -63,10 +67,14 @@ class Case:
             list(self.nodes),
             "case",
             [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", *self.shape])],
-            [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, None)],
+            [
+                helper.make_tensor_value_info(
+                    OUTPUT, TensorProto.FLOAT, self.output and ["batch", *self.output]
+                )
+            ],
             [numpy_helper.from_array(array, name) for name, array in self.initializers.items()],
         )
-        opsets = [helper.make_opsetid("", OPSET)]
+        opsets = [helper.make_opsetid("", self.opset)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
         # The checker wants a shape of the output, and inference knows it from the nodes.
         return bytes(infer_shapes(model, strict_mode=True).SerializeToString())
@@ -82,6 +90,8 @@ def single(
     shape: tuple[int, ...],
     constants: tuple[tuple[int, ...] | Array | None, ...] = (),
     domain: tuple[float, float] = (-4.0, 4.0),
+    opset: int = OPSET,
+    output: tuple[int, ...] | None = None,
     **attributes: Any,
 ) -> Case:
     """A case of one node: the input, then constants.
@@ -92,6 +102,8 @@ def single(
         shape: of the input, without the batch.
         constants: the further inputs: a shape for random weights, an array, or None for one left out.
         domain: real numbers that the input covers.
+        opset: version of the ONNX operators.
+        output: shape of the output without the batch, where ONNX's shape inference does not know it.
         attributes: of the node.
     """
     rng = np.random.default_rng(zlib.crc32(f"{op} {title} weights".encode()))
@@ -101,10 +113,10 @@ def single(
         if constant is not None:
             initializers[f"c{i}"] = weights(rng, constant) if isinstance(constant, tuple) else constant
     node = helper.make_node(op, names, [OUTPUT], f"node_under_test_{op}", **attributes)
-    return Case(op, title, (node,), shape, initializers, domain)
+    return Case(op, title, (node,), shape, initializers, domain, opset, output)
 
 
-def single_node_model(node: NodeProto, inputs: Mapping[str, Array]) -> bytes:
+def single_node_model(node: NodeProto, inputs: Mapping[str, Array], opset: int) -> bytes:
     """A model of one node, whose inputs all come from outside."""
     entries = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
@@ -112,7 +124,7 @@ def single_node_model(node: NodeProto, inputs: Mapping[str, Array]) -> bytes:
     ]
     exits = [helper.make_empty_tensor_value_info(name) for name in node.output]
     graph = helper.make_graph([node], "node", entries, exits)
-    opsets = [helper.make_opsetid("", OPSET)]
+    opsets = [helper.make_opsetid("", opset)]
     return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION).SerializeToString())
 
 
