@@ -116,6 +116,9 @@ def _computed_from_input(graph: fx.Graph) -> list[fx.Node]:
     """Nodes whose value depends on the input and is a value of the ONNX graph, the input included."""
     reached: set[fx.Node] = set()
     for node in graph.nodes:
+        # The size of the batch alone makes no activation: a class token, expanded to it, stays a parameter.
+        if node.target is torch.ops.aten.sym_size.int:
+            continue
         if node.op == "placeholder" or any(source in reached for source in node.all_input_nodes):
             reached.add(node)
     return [n for n in graph.nodes if n in reached and n.op != "output" and n.target is not operator.setitem]

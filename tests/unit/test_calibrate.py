@@ -94,3 +94,22 @@ def test_an_input_named_like_a_builtin_keeps_its_onnx_name() -> None:
     captured = capture(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), torch.zeros(2, 1, 5, 5))
     assert captured.input_name == "input"
     assert observe(captured, torch.tensor([-2.0, 3.0]).repeat(25).reshape(2, 1, 5, 5))["input"] == (-2.0, 3.0)
+
+
+def test_an_expanded_parameter_is_no_activation(recwarn: pytest.WarningsRecorder) -> None:
+    """A class token of zeros, as transformers begin with, is reported neither as a range nor as dead."""
+
+    class WithToken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.head = nn.Parameter(torch.zeros(1, 1, 4)), nn.Linear(12, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1).flatten(1))
+
+    x = torch.randn(5, 2, 4)
+    ranges = observe(capture(WithToken(), x), x)
+    assert not [str(w.message) for w in recwarn if "were 0 for all" in str(w.message)]
+    low, high = float(x.min()), float(x.max())
+    assert [name for name, bounds in ranges.items() if bounds == (low, high)] == ["x", "cat", "view"]
+    assert len(ranges) == 4
