@@ -3,13 +3,12 @@
 import numpy as np
 from onnx import ModelProto, NodeProto
 
-from npu_server.compile import (
-    graph as g,
-)
+from npu_server.compile import graph as g
 from npu_server.compile import (
     operators_elementwise,
     operators_moving,
     operators_reducing,
+    operators_selecting,
 )
 from npu_server.compile.constants import Constants
 from npu_server.compile.importer import Handler, Importer, attributes, refuse
@@ -170,6 +169,7 @@ _HANDLERS: dict[str, Handler] = {
     **operators_elementwise.HANDLERS,
     **operators_moving.HANDLERS,
     **operators_reducing.HANDLERS,
+    **operators_selecting.HANDLERS,
 }
 
 OPERATORS = tuple(sorted(_HANDLERS))

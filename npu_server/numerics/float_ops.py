@@ -28,7 +28,13 @@ def quantize(real: Float64Array, scale: float, out: Output) -> Int8Array:
 
 def softmax(x: Float64Array, axis: int) -> Float64Array:
     """exp(x - max) / sum(exp(x - max)) along an axis."""
-    return _along_last(x, (axis,), lambda v: _exponentials(v) / _exponentials(v).sum(axis=-1, keepdims=True))
+
+    def compute(v: Float64Array) -> Float64Array:
+        powers = _exponentials(v)
+        shares: Float64Array = powers / powers.sum(axis=-1, keepdims=True)
+        return shares
+
+    return _along_last(x, (axis,), compute)
 
 
 def log_softmax(x: Float64Array, axis: int) -> Float64Array:
