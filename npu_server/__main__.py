@@ -98,9 +98,7 @@ def _profiles(arguments: Sequence[str]) -> int:
         case ["show", name] if not name.startswith("-"):
             pages.print_profile(name, console)
         case ["-h" | "--help"]:
-            print(
-                "usage: npu-server profiles [show NAME]\n\nNAME: a shipped profile, or the path of a .toml file"
-            )
+            print("usage: npu-server profiles [show NAME]\n\nNAME: a shipped profile, or a path (.toml)")
         case _:
             raise InvalidInput(
                 f"npu-server profiles {' '.join(arguments)}: write `npu-server profiles` or "

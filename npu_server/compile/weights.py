@@ -119,7 +119,7 @@ def prepare(layer: Layer, constants: Constants, profile: Profile) -> Prepared:
         scales = np.array(layer.sources[0].scale * layer.sources[1].scale)
         for factor in kernel.factors:
             scales = scales * scale_and_shift(factor.kind, _number(factor, constants))[0]
-        return Prepared(multiplier=_multiplier(layer, scales, profile.requantize))
+        return Prepared(multiplier=_multiplier(layer, scales, profile.requantize_in("matmul")))
     if isinstance(kernel, Add | Sub | Mul) and kernel.operand is not None:
         values = _values(layer, kernel.operand, constants)
         divides = isinstance(kernel, Mul) and kernel.divides

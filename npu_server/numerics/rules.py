@@ -103,6 +103,7 @@ class Exceptions:
     Attributes:
         grouped: convolutions in groups of more than one channel.
         fully_connected: Gemm, and MatMul by a constant.
+        matmul: MatMul of two activations.
         add: the rescalings inside "shifted_int32" and "int8" additions.
         mul: product of two activations.
         concat: the operands of a concatenation, by its method "requantize".
@@ -113,6 +114,7 @@ class Exceptions:
 
     grouped: RequantizeRule | None = None
     fully_connected: RequantizeRule | None = None
+    matmul: RequantizeRule | None = None
     add: RequantizeRule | None = None
     mul: RequantizeRule | None = None
     concat: RequantizeRule | None = None

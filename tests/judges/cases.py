@@ -148,6 +148,19 @@ def _convolution(draw: _Draw, kind: str) -> Case:
     return draw.case(nodes, size, {"x": x, "y": y, "c": y}, {"w": weight, "b": bias} | _BOUNDS)
 
 
+def _transposed_convolution(draw: _Draw) -> Case:
+    channels, out, kernel = draw.integer(1, 16), draw.integer(1, 24), draw.integer(1, 4)
+    weight, bias, steps = draw.weights(out, channels, kernel, kernel)
+    x, stride = draw.scale(), draw.integer(1, min(2, kernel))
+    y = draw.sum_scale(x, steps, channels * kernel)
+    nodes, name = _activated(draw, "conv")
+    strides = [stride, stride]
+    nodes.insert(0, helper.make_node("ConvTranspose", ["x", "w", "b"], [name], "conv", strides=strides))
+    size = (channels, draw.integer(4, 9), draw.integer(4, 9))
+    arrays = {"w": weight.swapaxes(0, 1), "b": bias} | _BOUNDS
+    return draw.case(nodes, size, {"x": x, "y": y, "c": y}, arrays)
+
+
 def _fully_connected(draw: _Draw) -> Case:
     inner, out = draw.integer(1, 300), draw.integer(1, 64)
     weight, bias, steps = draw.weights(out, inner)
@@ -163,10 +176,11 @@ def _pair(draw: _Draw, op: str, **attributes: object) -> Case:
     channels = draw.integer(2, 8)
     one = np.ones((channels, channels, 1, 1), np.float32)
     a, b = draw.scale(), draw.scale()
-    wide = a.scale * b.scale * 64 if op == "Mul" else max(a.scale, b.scale)
+    wide = a.scale * b.scale * 64 if op in ("Mul", "MatMul") else max(a.scale, b.scale)
+    wide *= 16 if op == "MatMul" else 1
     ratio = draw.rng.choice([0.5, 1.0, 2.0]) if draw.powers else draw.rng.uniform(0.5, 2)
     y = Scale(float(wide * ratio), draw.scale().zero_point)
-    if op != "Concat" and draw.rng.random() < 0.3:
+    if op not in ("Concat", "MatMul") and draw.rng.random() < 0.3:
         nodes, name = _activated(draw, op)
     else:
         nodes, name = [], "y"
@@ -219,15 +233,24 @@ def _padded(draw: _Draw) -> Case:
     return _unary(draw, "Pad", initializers={"pads": np.array(sides, np.int64)}, more=("pads",))
 
 
+def _resized(draw: _Draw, mode: str, position: str) -> Case:
+    scales = np.array([1, 1, draw.integer(2, 3), draw.integer(2, 3)], np.float32)
+    fields = {"mode": mode, "coordinate_transformation_mode": position, "nearest_mode": "floor"}
+    return _unary(draw, "Resize", initializers={"scales": scales}, more=("", "scales"), **fields)
+
+
 DRAWS: dict[str, Callable[[_Draw], Case]] = {
     "convolution": lambda d: _convolution(d, "plain"),
     "pointwise convolution": lambda d: _convolution(d, "pointwise"),
     "dilated convolution": lambda d: _convolution(d, "dilated"),
     "depthwise convolution": lambda d: _convolution(d, "depthwise"),
     "grouped convolution": lambda d: _convolution(d, "grouped"),
+    "transposed convolution": _transposed_convolution,
     "fully connected": _fully_connected,
     "add": lambda d: _pair(d, "Add"),
+    "sub": lambda d: _pair(d, "Sub"),
     "mul": lambda d: _pair(d, "Mul"),
+    "product of activations": lambda d: _pair(d, "MatMul"),
     "concat": lambda d: _pair(d, "Concat", axis=1),
     "max pool": lambda d: _pool(d, "MaxPool"),
     "average pool": lambda d: _pool(d, "AveragePool"),
@@ -236,6 +259,9 @@ DRAWS: dict[str, Callable[[_Draw], Case]] = {
     "relu": _lone_clamp,
     "sigmoid": lambda d: _unary(d, "Sigmoid", Scale(1 / 256, -128)),
     "tanh": lambda d: _unary(d, "Tanh", Scale(1 / 128, 0)),
+    "leaky relu": lambda d: _unary(d, "LeakyRelu", alpha=float(d.rng.uniform(0, 0.5))),
+    "resize nearest": lambda d: _resized(d, "nearest", "asymmetric"),
+    "resize bilinear": lambda d: _resized(d, "linear", str(d.rng.choice(["half_pixel", "asymmetric"]))),
     "hard swish": lambda d: _unary(d, "HardSwish"),
 }
 

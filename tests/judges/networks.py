@@ -140,5 +140,6 @@ def operator_of(judged: JudgedLayer) -> str:
             return "dilated convolution"
         return "pointwise convolution" if kernel.window.kernel == (1, 1) else "convolution"
     names = {g.Gemm: "fully connected", g.Mean: "mean", g.Add: "add", g.Mul: "mul", g.Concat: "concat"}
+    names |= {g.Sub: "sub", g.MatMul: "product of activations", g.Interpolate: "resize bilinear"}
     names |= {g.MaxPool: "max pool", g.AveragePool: "average pool", g.Pad: "pad", g.Clamp: "relu"}
     return names.get(type(kernel), "")

@@ -95,6 +95,8 @@ def _run(author: _Author, feeds: dict[str, Int8Array]) -> Int8Array:
 
 
 def _conv(a: _Author, kernel: g.Conv) -> None:
+    if kernel.stuffing is not None:
+        raise Unjudged("ONNX Runtime has no integer transposed convolution")
     a.weights()
     window = kernel.window
     fields = {"pads": window.pads, "strides": window.strides, "dilations": window.dilations}
@@ -107,7 +109,15 @@ def _gemm(a: _Author, kernel: g.Gemm) -> None:
     a.node("QGemm", [*a.triple("x0"), *a.triple("w"), "b", "s_y", "z_y"], _MICROSOFT, transB=1)
 
 
+def _matmul(a: _Author, kernel: g.MatMul) -> None:
+    if kernel.factors:
+        raise Unjudged("QLinearMatMul has no factor of its own")
+    a.node("QLinearMatMul", [*a.triple("x0"), *a.triple("x1"), "s_y", "z_y"])
+
+
 def _pair(a: _Author, kernel: g.Add | g.Mul) -> None:
+    if kernel.operand is not None:
+        raise Unjudged("a constant operand")
     names = [*a.triple("x0"), *a.triple("x1"), "s_y", "z_y"]
     a.node(f"QLinear{type(kernel).__name__}", names, _MICROSOFT)
 
@@ -145,6 +155,10 @@ def _pad(a: _Author, kernel: g.Pad) -> None:
 
 def _function(a: _Author, kernel: g.Lut) -> None:
     function = getattr(kernel.steps[0].kernel, "name", "")
+    if len(kernel.steps) == 1 and function == "LeakyRelu":
+        alpha = kernel.steps[0].kernel.alpha
+        a.node("QLinearLeakyRelu", [*a.triple("x0"), "s_y", "z_y"], _MICROSOFT, alpha=alpha)
+        return
     if len(kernel.steps) != 1 or function != "Sigmoid":
         raise Unjudged("ONNX Runtime has no integer operator for this function")
     a.node("QLinearSigmoid", [*a.triple("x0"), "s_y", "z_y"], _MICROSOFT)
@@ -153,6 +167,7 @@ def _function(a: _Author, kernel: g.Lut) -> None:
 _WRITERS: dict[str, Callable[[_Author, g.Kernel], None]] = {
     "Conv": _conv,
     "Gemm": _gemm,
+    "MatMul": _matmul,
     "Add": _pair,
     "Mul": _pair,
     "Concat": _concat,

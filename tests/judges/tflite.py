@@ -40,10 +40,10 @@ class TfliteJudge:
             raise Unjudged(f"{self.name} has no lone RELU6 between two scales")
         authored = author(judged, inputs)
         try:
-            result = self.engine(authored, [channels_last(x) for x in inputs])
+            result = self.engine(authored, [_order(layer, x) for x in inputs])
         except (RuntimeError, ValueError) as error:
             raise Unjudged(f"{self.name} refuses it: {str(error).splitlines()[0]}") from error
-        if len(layer.shape) == 3:
+        if len(layer.shape) == 3 and not isinstance(layer.kernel, g.MatMul):
             channels, height, width = layer.shape
             return channels_first(result.reshape(shape[0], height, width, channels)).reshape(shape)
         return result.reshape(shape)
@@ -89,19 +89,25 @@ def tflm(model: bytes, inputs: list[Int8Array]) -> Int8Array:
     return interpreter.get_output(0)
 
 
+def _order(layer: Layer, x: Int8Array) -> Int8Array:
+    """Images with channels last; matrices as they are."""
+    return np.ascontiguousarray(x) if isinstance(layer.kernel, g.MatMul) else channels_last(x)
+
+
 class _Author:
     """One layer on its way into a model; images have channels last."""
 
     def __init__(self, judged: JudgedLayer, inputs: list[Int8Array]) -> None:
         self.model = TfliteModel()
         self.judged, self.layer, self.batch = judged, judged.layer, len(inputs[0])
-        self.shapes = [channels_last(x).shape for x in inputs]
+        self.shapes = [_order(judged.layer, x).shape for x in inputs]
         self.inputs = [
             self.activation(shape, source)
             for shape, source in zip(self.shapes, self.layer.sources, strict=True)
         ]
         shape = (self.batch, *self.layer.shape)
-        shape = (shape[0], shape[2], shape[3], shape[1]) if len(shape) == 4 else shape
+        images = len(shape) == 4 and not isinstance(self.layer.kernel, g.MatMul)
+        shape = (shape[0], shape[2], shape[3], shape[1]) if images else shape
         self.shape = shape
         self.output = self.activation(shape, Quantization(self.layer.scale, self.layer.output.zero_point))
 
@@ -171,6 +177,8 @@ def _conv(a: _Author, kernel: g.Conv) -> None:
     if len(a.shapes[0]) != 4:
         raise Unjudged("a convolution of single numbers")
     if kernel.stuffing is not None:
+        return _transposed_conv(a, kernel)
+    if kernel.stuffing is not None:
         raise Unjudged("a transposed convolution")
     channels = a.shapes[0][3]
     depthwise = kernel.groups == channels and channels > 1
@@ -194,6 +202,35 @@ def _conv(a: _Author, kernel: g.Conv) -> None:
         a.model.operator("CONV_2D", [x, w, b], [a.output], "Conv2DOptions", 3, **fields)
 
 
+def _transposed_conv(a: _Author, kernel: g.Conv) -> None:
+    weights, (height, width) = a.judged.prepared.weights, kernel.window.kernel
+    whole = (height - 1, width - 1) * 2
+    if kernel.groups > 1 or kernel.stuffing.pads != whole or kernel.window.dilations != (1, 1):
+        raise Unjudged("TFLite's transposed convolutions have no groups, no dilations, no odd pads")
+    stored = weights.codes[..., ::-1, ::-1].transpose(0, 2, 3, 1)
+    w = a.model.tensor(stored.shape, scale=weights.scales, data=stored)
+    scales = weights.scales * a.layer.sources[0].scale
+    b = a.model.tensor((len(weights.bias),), np.int32, scales, data=weights.bias)
+    down, across = kernel.stuffing.strides
+    a.model.operator(
+        "TRANSPOSE_CONV",
+        [a.integers(a.shape), w, a.inputs[0], b],
+        [a.output],
+        "TransposeConvOptions",
+        4 if _activation(a.layer) else 3,
+        padding=schema.Padding.VALID,
+        strideH=down,
+        strideW=across,
+        fusedActivationFunction=_activation(a.layer),
+    )
+
+
+def _matmul(a: _Author, kernel: g.MatMul) -> None:
+    if kernel.factors:
+        raise Unjudged("BATCH_MATMUL has no factor of its own")
+    a.model.operator("BATCH_MATMUL", a.inputs, [a.output], "BatchMatMulOptions", 2)
+
+
 def _gemm(a: _Author, kernel: g.Gemm) -> None:
     weights = a.judged.prepared.weights
     w = a.model.tensor(weights.codes.shape, scale=weights.scales, data=weights.codes)
@@ -203,8 +240,10 @@ def _gemm(a: _Author, kernel: g.Gemm) -> None:
     a.model.operator("FULLY_CONNECTED", [a.inputs[0], w, b], [a.output], "FullyConnectedOptions", 4, **fields)
 
 
-def _pair(a: _Author, kernel: g.Add | g.Mul) -> None:
+def _pair(a: _Author, kernel: g.Add | g.Sub | g.Mul) -> None:
     name = type(kernel).__name__
+    if kernel.operand is not None:
+        raise Unjudged("a constant operand")
     if kernel.operand is not None:
         raise Unjudged(f"{name.lower()} of an activation and a constant")
     fused = _activation(a.layer)
@@ -262,6 +301,21 @@ def _pad(a: _Author, kernel: g.Pad) -> None:
     a.model.operator("PAD", [a.inputs[0], pads], [a.output], "PadOptions", 2)
 
 
+def _interpolate(a: _Author, kernel: g.Interpolate) -> None:
+    half = any(taps.weight[0] != 0 for taps in (kernel.rows, kernel.columns))
+    size = a.integers(a.shape[1:3])
+    a.model.operator(
+        "RESIZE_BILINEAR", [a.inputs[0], size], [a.output], "ResizeBilinearOptions", 3, halfPixelCenters=half
+    )
+
+
+def _select(a: _Author, kernel: g.Select) -> None:
+    if kernel.op != "Resize" or len(a.shape) != 4:
+        raise Unjudged(f"{kernel.op} moves data only")
+    names = [a.inputs[0], a.integers(a.shape[1:3])]
+    a.model.operator("RESIZE_NEAREST_NEIGHBOR", names, [a.output], "ResizeNearestNeighborOptions", 3)
+
+
 def _clamp(a: _Author, kernel: g.Clamp) -> None:
     kinds = schema.ActivationFunctionType
     names = {kinds.RELU: "RELU", kinds.RELU6: "RELU6", kinds.RELU_N1_TO_1: "RELU_N1_TO_1"}
@@ -274,6 +328,9 @@ def _clamp(a: _Author, kernel: g.Clamp) -> None:
 def _function(a: _Author, kernel: g.Lut) -> None:
     names = {"Sigmoid": ("LOGISTIC", 2), "Tanh": ("TANH", 2), "HardSwish": ("HARD_SWISH", 1)}
     function = kernel.steps[0].kernel
+    if len(kernel.steps) == 1 and getattr(function, "name", "") == "LeakyRelu":
+        a.model.operator("LEAKY_RELU", a.inputs, [a.output], "LeakyReluOptions", 2, alpha=function.alpha)
+        return
     known = names.get(getattr(function, "name", "")) if len(kernel.steps) == 1 else None
     if known is None:
         raise Unjudged("no TFLite operator for this function")
@@ -283,13 +340,17 @@ def _function(a: _Author, kernel: g.Lut) -> None:
 _WRITERS: dict[str, Callable[[_Author, g.Kernel], None]] = {
     "Conv": _conv,
     "Gemm": _gemm,
+    "MatMul": _matmul,
     "Add": _pair,
+    "Sub": _pair,
     "Mul": _pair,
     "Concat": _concat,
     "MaxPool": _pool,
     "AveragePool": _pool,
     "Mean": _mean,
     "Pad": _pad,
+    "Interpolate": _interpolate,
+    "Select": _select,
     "Clamp": _clamp,
     "Lut": _function,
 }

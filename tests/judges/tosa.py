@@ -130,6 +130,8 @@ def _conv(a: _Author, kernel: g.Conv) -> _Value:
     x, weights, window = a.inputs[0], a.judged.prepared.weights, kernel.window
     if len(x.shape) != 4:
         raise Unjudged("a convolution of single numbers")
+    if kernel.stuffing is not None:
+        raise Unjudged("this harness authors no TOSA TRANSPOSE_CONV2D")
     depthwise = kernel.groups == x.shape[3] and kernel.groups > 1
     if kernel.groups > 1 and not depthwise:
         raise Unjudged("TOSA has no grouped convolution")
@@ -186,14 +188,15 @@ def _gemm(a: _Author, kernel: g.Gemm) -> _Value:
     return a.requantized(total, weights.scales * a.layer.sources[0].scale / a.layer.scale)
 
 
-def _add(a: _Author, kernel: g.Add) -> _Value:
+def _add(a: _Author, kernel: g.Add | g.Sub) -> _Value:
     """As TFLite's ADD is lowered to TOSA: operands at twice the larger scale with 20 bits more."""
     common = 2 * max(source.scale for source in a.layer.sources)
     operands = [
         a.rescale(x, np.int8, source.scale / common * 2.0**20, source.zero_point, np.int32)
         for x, source in zip(a.inputs, a.layer.sources, strict=True)
     ]
-    total = a.operator("ADD", [x.name for x in operands], a.inputs[0].shape, np.int32)
+    name = "ADD" if isinstance(kernel, g.Add) else "SUB"
+    total = a.operator(name, [x.name for x in operands], a.inputs[0].shape, np.int32)
     return a.requantized(total, common / (2.0**20 * a.layer.scale))
 
 
@@ -284,6 +287,7 @@ _WRITERS: dict[str, Callable[[_Author, g.Kernel], _Value]] = {
     "Conv": _conv,
     "Gemm": _gemm,
     "Add": _add,
+    "Sub": _add,
     "Mul": _mul,
     "Concat": _concat,
     "MaxPool": _pool,

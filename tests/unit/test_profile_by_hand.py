@@ -1,4 +1,4 @@
-"""`pow2-trunc`, `acc16` and their kin have no engine to judge them: layers calculated by hand, on both backends."""
+"""`pow2-trunc`, `acc16` and their kin have no engine to judge them: layers calculated by hand."""
 
 import numpy as np
 import pytest
@@ -137,7 +137,7 @@ def test_weights_that_are_zero_leave_the_bias(backend: type[Backend]) -> None:
 
 
 def test_scale_of_each_channel_is_a_power_of_two() -> None:
-    """Per channel: 1.0 / 127 -> 2^-6, code 64; 0.1 / 127 -> 2^-10, code 102 (102.4). Per tensor: 6 at 2^-6."""
+    """Per channel: 1.0 / 127 -> 2^-6, code 64; 0.1 / 127 -> 2^-10, code 102. Per tensor: 6 at 2^-6."""
     weight, bias = np.array([[1.0], [0.1]], np.float32), np.zeros(2, np.float32)
     own = quantize_weights(weight, bias, 1.0, 1.0, load_profile("pow2-trunc-per-channel"))
     assert own.scales.tolist() == [2**-6, 2**-10]
