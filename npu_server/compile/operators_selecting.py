@@ -1,6 +1,7 @@
 """ONNX nodes that take some elements, some of them perhaps several times, or resize -> operations."""
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +9,7 @@ from onnx import NodeProto
 
 from npu_server.compile import graph as g
 from npu_server.compile.constants import PROBE_BATCHES
-from npu_server.compile.importer import Handler, Importer, attributes, refuse
+from npu_server.compile.importer import MAX_ACTIVATION_ELEMENTS, Handler, Importer, attributes, refuse
 from npu_server.compile.operators_moving import axis_of, integer, integers
 from npu_server.compile.resizing import linear_taps, nearest_indices, target_sizes
 from npu_server.compile.views import View
@@ -47,6 +48,12 @@ def select(
         return
     indices = tuple((view.npu_axis(axis), tuple(values)) for axis, values in sorted(chosen.items()))
     im.emit(node, [view.name], g.Select(op, indices), result.shape, result, output)
+
+
+def _check_size(node: NodeProto, dims: Sequence[int]) -> None:
+    """Refuses what is too large before indices are written down for all of it."""
+    if math.prod(dims) > MAX_ACTIVATION_ELEMENTS:
+        raise refuse(node, f"its output would have shape {list(dims)}")
 
 
 def _slice(im: Importer, node: NodeProto) -> None:
@@ -135,6 +142,7 @@ def _expand(im: Importer, node: NodeProto) -> None:
         shapes = []
     if not shapes or len(shapes[0]) != len(view.dims) or shapes[0][view.axis] != view.at(2)[view.axis]:
         raise refuse(node, f"{view.dims} does not expand to {targets[0]} without touching the batch")
+    _check_size(node, shapes[0])
     grown = [i for i, n in enumerate(view.dims) if i != view.axis and shapes[0][i] != n]
     select(im, node, view, "Expand", {i: [0] * shapes[0][i] for i in grown})
 
@@ -144,6 +152,7 @@ def _tile(im: Importer, node: NodeProto) -> None:
     repeats = integers(im, node, 1, "repeats")
     if repeats is None or len(repeats) != len(view.dims) or repeats[view.axis] != 1 or min(repeats) < 1:
         raise refuse(node, f"repeats {repeats} must be 1 or more, and 1 for the batch")
+    _check_size(node, [size * n for size, n in zip(view.dims, repeats, strict=True)])
     chosen = {i: list(range(view.dims[i])) * n for i, n in enumerate(repeats) if n > 1}
     select(im, node, view, "Tile", chosen)  # type: ignore[arg-type]
 
@@ -189,6 +198,7 @@ def _resize(im: Importer, node: NodeProto) -> None:
     target = target_sizes(im, node, view)
     if target[1] != channels or given.get("antialias", 0):
         raise refuse(node, "the NPU resizes height and width only, without antialias")
+    _check_size(node, target[1:])
     mode = given.get("mode", b"nearest")
     if mode == b"nearest":
         axes = range(2, len(target))
