@@ -180,7 +180,7 @@ class Importer:
         return self.constants.array(name)
 
 
-Piece = tuple[View, int, range, bool]
+Piece = tuple[View | str, int, range, bool]
 """An element of a sequence: what it is cut from, axis, indices, whether the axis (of one index) vanishes."""
 
 Handler = Callable[[Importer, NodeProto], None]

@@ -5,11 +5,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import onnx
 from onnx import NodeProto
 
 from npu_server.compile import graph as g
 from npu_server.compile.constants import PROBE_BATCHES
-from npu_server.compile.importer import MAX_ACTIVATION_ELEMENTS, Handler, Importer, attributes, refuse
+from npu_server.compile.importer import MAX_ACTIVATION_ELEMENTS, Handler, Importer, Piece, attributes, refuse
 from npu_server.compile.operators_moving import axis_of, integer, integers
 from npu_server.compile.resizing import linear_taps, nearest_indices, target_sizes
 from npu_server.compile.views import View
@@ -75,9 +76,8 @@ def _slice(im: Importer, node: NodeProto) -> None:
     select(im, node, view, "Slice", chosen)
 
 
-def _split_points(im: Importer, node: NodeProto, view: View, axis: int, pieces: int) -> list[range]:
+def _split_points(im: Importer, node: NodeProto, total: int, pieces: int) -> list[range]:
     sizes = im.constant(node, 1, "split")
-    total = view.dims[axis]
     if sizes is None:
         width = -(-total // pieces)
         lengths = [min(width, total - i * width) for i in range(pieces)]
@@ -92,22 +92,45 @@ def _split_points(im: Importer, node: NodeProto, view: View, axis: int, pieces: 
     return [range(a, b) for a, b in itertools.pairwise(edges)]
 
 
-def _split(im: Importer, node: NodeProto) -> None:
+def _split_source(im: Importer, node: NodeProto) -> tuple[View | str, int, int]:
+    """What is split, the axis and its size: an activation, or a constant (fused weights of attention)."""
+    axis = integer(node, "axis", 0)
+    if node.input[0] in im.constants:
+        shape = im.constants.array(node.input[0]).shape
+        if not -len(shape) <= axis < len(shape):
+            raise refuse(node, f"axis {axis} does not exist in {len(shape)} dimensions")
+        return node.input[0], axis % len(shape), shape[axis]
     view = im.view(node, 0)
-    axis = axis_of(node, view, integer(node, "axis", 0))
-    pieces = _split_points(im, node, view, axis, len(node.output))
+    axis = axis_of(node, view, axis)
+    return view, axis, view.dims[axis]
+
+
+def _cut(im: Importer, node: NodeProto, piece: Piece, output: str) -> None:
+    source, axis, indices, squeezed = piece
+    if isinstance(source, View):
+        select(im, node, source, "Split", {axis: indices}, output, axis if squeezed else None)
+        return
+    picked = f"{output}/indices"
+    whole = np.array(indices.start) if squeezed else np.arange(indices.start, indices.stop)
+    im.constants.put(picked, whole)
+    gather = onnx.helper.make_node("Gather", [source, picked], [output], node.name, axis=axis)
+    im.constants.fold(gather, lambda name, batch: None)
+
+
+def _split(im: Importer, node: NodeProto) -> None:
+    source, axis, total = _split_source(im, node)
+    pieces = _split_points(im, node, total, len(node.output))
     for output, piece in zip(node.output, pieces, strict=True):
         if output:
-            select(im, node, view, "Split", {axis: piece}, output)
+            _cut(im, node, (source, axis, piece, False), output)
 
 
 def _split_to_sequence(im: Importer, node: NodeProto) -> None:
-    view = im.view(node, 0)
-    axis = axis_of(node, view, integer(node, "axis", 0))
-    count = view.dims[axis] if len(node.input) < 2 or not node.input[1] else 0
-    pieces = _split_points(im, node, view, axis, count)
+    source, axis, total = _split_source(im, node)
+    count = total if len(node.input) < 2 or not node.input[1] else 0
+    pieces = _split_points(im, node, total, count)
     squeezed = count > 0 and not integer(node, "keepdims", 1)
-    im.sequences[node.output[0]] = [(view, axis, piece, squeezed) for piece in pieces]
+    im.sequences[node.output[0]] = [(source, axis, piece, squeezed) for piece in pieces]
 
 
 def _sequence_at(im: Importer, node: NodeProto) -> None:
@@ -115,8 +138,7 @@ def _sequence_at(im: Importer, node: NodeProto) -> None:
     index = integers(im, node, 1, "the position")
     if sequence is None or not index or not -len(sequence) <= index[0] < len(sequence):
         raise refuse(node, "needs a sequence of the NPU and a position in it")
-    view, axis, piece, squeezed = sequence[index[0]]
-    select(im, node, view, "Split", {axis: piece}, drop=axis if squeezed else None)
+    _cut(im, node, sequence[index[0]], node.output[0])
 
 
 def _gather(im: Importer, node: NodeProto) -> None:

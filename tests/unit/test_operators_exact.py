@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from single_layers import BACKENDS, Scale, random_codes, single_layer
 
-from npu_server.backends.base import Backend
+from npu_server.backends.base import Backend, BackendOptions
 from npu_server.compile.views import View
 
 
@@ -112,6 +112,28 @@ def test_bilinear_resize_by_hand(backend: type[Backend]) -> None:
     batch = np.array([0, 100, -50], np.int8).reshape(1, 1, 1, 3)
     # 62.5 becomes 63, -12.5 becomes -13.
     assert net.run(backend, batch)["y"].reshape(-1).tolist() == [0, 25, 75, 63, -13, -50]
+
+
+@pytest.mark.parametrize("kind", ["Split", "Sequence"])
+def test_split_weights_follow_an_update(kind: str) -> None:
+    """Fused weights that are split in the graph: 2 * 3 with the first ones, 4 * 3 after an update."""
+    if kind == "Split":
+        split = [helper.make_node("Split", ["w"], ["", "half"], "split", axis=1, num_outputs=2)]
+    else:
+        split = [
+            helper.make_node("SplitToSequence", ["w", "two"], ["both"], "split", axis=1),
+            helper.make_node("SequenceAt", ["both", "one"], ["half"], "at"),
+        ]
+    nodes = [*split, helper.make_node("MatMul", ["x", "half"], ["y"], "product")]
+    weight = np.array([[1, 1, 2, 2]], np.float32)
+    constants = {"w": weight, "one": np.array(1), "two": np.array(2)}
+    net = single_layer("tflm", nodes, (1,), {"x": Scale(1.0, 0), "y": Scale(1.0, 0)}, constants)
+    for backend in BACKENDS:
+        program = backend(BackendOptions(profile="tflm")).compile(net.model, net.ranges)
+        batch = np.array([[3]], np.int8)
+        assert next(program.forward(batch, ())).data.tolist() == [[6, 6]]
+        program.load_weights({"w": 2 * weight})
+        assert next(program.forward(batch, ())).data.tolist() == [[12, 12]]
 
 
 @settings(max_examples=300, deadline=None)
