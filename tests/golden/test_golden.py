@@ -1,0 +1,73 @@
+"""The golden vectors hold on both backends, and ONNX Runtime holds to those of its profile."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from judges.layers import Unjudged, compile_layers
+from judges.onnx_qlinear import OnnxRuntimeJudge
+from safetensors import safe_open
+
+from npu_server.backends.base import BackendOptions
+from npu_server.compile.graph import AveragePool, Conv, MaxPool
+from npu_server.conformance.targets import LocalTarget, run_all
+from npu_server.numerics.profile import load_profile
+from npu_server.registry import create_backend
+
+FOLDER = Path(__file__).parent
+PROFILES = ("tflm", "onnxruntime", "pow2-trunc", "acc16")
+
+
+def read(name: str) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, str]]:
+    """A file: case -> tensor name -> tensor, and its metadata."""
+    cases: dict[str, dict[str, np.ndarray]] = {}
+    with safe_open(FOLDER / f"{name}.safetensors", "numpy") as file:
+        for key in file.keys():  # noqa: SIM118  # the file is no mapping
+            case, tensor = key.rsplit("|", 1)
+            cases.setdefault(case, {})[tensor] = file.get_tensor(key)
+        return cases, file.metadata()
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("backend", ["reference", "emulator"])
+def test_golden_vectors_hold(backend: str, profile: str) -> None:
+    """Every tensor of every case, bit for bit."""
+    given, about = read("cases")
+    golden, _ = read(profile)
+    target = LocalTarget(create_backend(backend, BackendOptions(profile=profile, threads=1)))
+    compared = 0
+    for case, expected in golden.items():
+        session = target.compile(given[case]["model"].tobytes(), json.loads(about[case])["ranges"])
+        outputs = run_all(session, given[case]["input"])
+        assert session.layer_map.output.name in expected
+        for name in outputs.keys() & expected.keys():
+            np.testing.assert_array_equal(outputs[name], expected[name], err_msg=f"{case}: {name}")
+            compared += expected[name].size
+    assert compared > 100_000
+
+
+def test_onnxruntime_holds_to_the_vectors_of_its_profile() -> None:
+    """Its integer kernels, layer by layer on the golden inputs of each, agree on every element."""
+    given, about = read("cases")
+    golden, _ = read("onnxruntime")
+    profile, judge, compared, operators = load_profile("onnxruntime"), OnnxRuntimeJudge(), 0, set()
+    for case, expected in golden.items():
+        model, ranges = given[case]["model"].tobytes(), json.loads(about[case])["ranges"]
+        values = {"x": given[case]["input"]} | expected
+        for judged in compile_layers(model, ranges, profile):
+            kernel = judged.layer.kernel
+            if isinstance(kernel, Conv) and (len(judged.layer.shape) != 3 or kernel.stuffing is not None):
+                continue  # ONNX Runtime has integer convolutions of images, and no transposed ones
+            if isinstance(kernel, AveragePool | MaxPool) and any(kernel.window.overhang):
+                continue  # the judge is not authored with ceil_mode
+            try:
+                result = judge.run(judged, [values[name] for name in judged.layer.spec.inputs])
+            except Unjudged:
+                continue
+            name = judged.layer.spec.name
+            np.testing.assert_array_equal(result, expected[name], err_msg=f"{case}: {name}")
+            compared += result.size
+            operators.add(judged.layer.spec.op)
+    assert {"Conv", "Gemm", "Add", "Mul", "Concat", "Mean", "AveragePool"} <= operators
+    assert compared > 20_000
