@@ -113,7 +113,8 @@ def quantize_weights(
         output_scale: scale of the layer's output.
         profile: the arithmetic.
     """
-    largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1).astype(np.float64)
+    rows = weight.reshape(len(weight), -1)
+    largest = np.maximum(rows.max(axis=1), -rows.min(axis=1)).astype(np.float64)
     if not profile.weights.per_channel:
         largest = np.full_like(largest, largest.max())
     exact = np.where(largest < _SMALLEST_SCALE, output_scale / input_scale, largest / 127)
@@ -121,7 +122,8 @@ def quantize_weights(
         exact = power_of_two_above(exact)
     scales = exact.astype(np.float32)
     column = scales.reshape(-1, *[1] * (weight.ndim - 1))
-    codes = np.clip(np.rint(weight / column), -127, 127).astype(np.int8)
+    ratios = weight / column
+    codes = np.clip(np.rint(ratios, out=ratios), -127, 127, out=ratios).astype(np.int8)
     limit = 2.0 ** (profile.accumulator.bits - 1)
     steps = bias.astype(np.float64) / (scales.astype(np.float64) * input_scale)
     bias_codes = np.clip(np.rint(steps), -limit, limit - 1).astype(np.int64)

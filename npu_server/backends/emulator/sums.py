@@ -199,8 +199,9 @@ class MatrixProduct:
         self._on_tensor_cores = on_tensor_cores
 
     def serves(self, task: Task) -> bool:
-        """One group; sums of uncentred codes below 2^31."""
-        return task.groups == 1 and largest_sum(task.codes, 0) < _INT32_INTEGERS
+        """One group; sums of uncentred codes below 2^31; torch 2.13 is wrong for a single column on a CPU."""
+        columns = task.codes[0].size
+        return task.groups == 1 and columns > 1 and largest_sum(task.codes, 0) < _INT32_INTEGERS
 
     def prefers(self, task: Task) -> bool:
         """CPU: many channels, or pixels that are in one window each; a GPU has nothing better."""
@@ -224,7 +225,8 @@ class MatrixProduct:
         def sums(x: torch.Tensor) -> torch.Tensor:
             padded = pad_image(x, task.window.pads, task.zero_point) if any(task.window.pads) else x
             windows = image_windows(padded, task.window)
-            flat = windows.reshape(-1, rows.shape[1])
+            # Windows of a narrow image are a matrix whose rows overlap, which torch 2.13 multiplies wrongly.
+            flat = windows.reshape(-1, rows.shape[1]).contiguous()
             count = len(flat)
             missing = (0, -flat.shape[1] % step, 0, max(fewest - count, 0))
             flat = F.pad(flat, missing) if any(missing) else flat
