@@ -284,6 +284,17 @@ def _dimensions() -> Iterator[tuple[str, ModelProto]]:
 
 def _unfolding() -> Iterator[tuple[str, ModelProto]]:
     """Small models whose constants would be large."""
+    many = np.array([1, 2**31, 2**31, 1])
+    yield "tile", model([node("Tile", ["x", "s"], ["y"])], {"s": many})
+    yield "expand of x", model([node("Expand", ["x", "s"], ["y"])], {"s": many}, ("batch", 1, 1, 8))
+    for mode in ("nearest", "linear"):
+        sizes, scales = np.array([1, 3, 2**40, 8]), np.array([1, 1, 1e9, 1], np.float32)
+        yield (
+            f"resize to, {mode}",
+            model([node("Resize", ["x", "", "", "s"], ["y"], mode=mode)], {"s": sizes}),
+        )
+        yield f"resize by, {mode}", model([node("Resize", ["x", "", "s"], ["y"], mode=mode)], {"s": scales})
+    yield "split into many", model([node("Split", ["x"], ["y"], num_outputs=2**62)])
     one, vast = np.ones(1, np.float32), np.array([2**13, 2**13], np.int64)
     use = node("Add", ["x", "k"], ["y"])
     yield (

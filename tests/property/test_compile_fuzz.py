@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from limited_compiler import Answer, LimitedCompiler
 from onnx import ModelProto, helper
 
+from npu_server.conformance.cases import all_cases
+
 SOUND = good().SerializeToString()
+BASES = [SOUND, *(case.model() for cases in all_cases().values() for case in cases)]
 PROPERTY = settings(
     deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
@@ -101,7 +104,7 @@ OPERATORS = st.sampled_from(sorted({schema.name for schema in onnx.defs.get_all_
 @given(data=st.data())
 def test_models_that_are_wrong_in_meaning(compiler: LimitedCompiler, data: st.DataObject) -> None:
     """Well-formed messages whose operators, wires, attributes, shapes and numbers are anything."""
-    model = ModelProto.FromString(SOUND)
+    model = ModelProto.FromString(data.draw(st.sampled_from(BASES)))
     for _ in range(data.draw(st.integers(1, 4))):
         _spoil(model, data)
     sound = model.SerializeToString()
@@ -111,7 +114,7 @@ def test_models_that_are_wrong_in_meaning(compiler: LimitedCompiler, data: st.Da
 def _spoil(model: ModelProto, data: st.DataObject) -> None:
     graph = model.graph
     node = data.draw(st.sampled_from(list(graph.node)))
-    tensor = data.draw(st.sampled_from(list(graph.initializer)))
+    tensor = data.draw(st.sampled_from(list(graph.initializer) or [onnx.TensorProto(dims=[1])]))
     kind = data.draw(st.sampled_from([
         "operator", "input", "output", "more inputs", "attribute", "real attribute", "dims", "type", "number",
         "input shape", "node twice", "order", "name", "new node",
@@ -141,7 +144,7 @@ def _spoil(model: ModelProto, data: st.DataObject) -> None:
         _set(node, data.draw(st.sampled_from(names)), value)
     elif kind == "real attribute":
         _set(node, data.draw(st.sampled_from(["alpha", "beta", "epsilon", "gamma"])), data.draw(REALS))
-    elif kind == "dims":
+    elif kind == "dims" and tensor.dims:
         tensor.dims[data.draw(st.integers(0, len(tensor.dims) - 1))] = data.draw(NUMBERS)
     elif kind == "type":
         tensor.data_type = data.draw(st.integers(0, 30))
@@ -199,7 +202,7 @@ def test_any_ranges(compiler: LimitedCompiler, ranges: dict[str, tuple[float, fl
 @given(data=st.data())
 def test_many_models_that_are_wrong_in_meaning(compiler: LimitedCompiler, data: st.DataObject) -> None:
     """The same, for longer."""
-    model = ModelProto.FromString(SOUND)
+    model = ModelProto.FromString(data.draw(st.sampled_from(BASES)))
     for _ in range(data.draw(st.integers(1, 6))):
         _spoil(model, data)
     sound = model.SerializeToString()
