@@ -31,6 +31,7 @@ from npu_server.compile.graph import (
 from npu_server.compile.lowering import Layer
 from npu_server.numerics import float_ops, functions
 from npu_server.numerics.elementwise import concat_table, function_table, rescale_table
+from npu_server.numerics.hard_swish import hard_swish_table
 from npu_server.numerics.profile import Profile
 from npu_server.numerics.requantize import Multiplier, Output, make_multiplier
 from npu_server.numerics.rules import RequantizeRule
@@ -108,6 +109,8 @@ def prepare(layer: Layer, constants: Constants, profile: Profile) -> Prepared:
         )
     if isinstance(kernel, Lut):
         steps = kernel.steps
+        if profile.lut.hard_swish == "int16" and _is_hard_swish(steps):
+            return Prepared(tables=(hard_swish_table(layer.sources[0], layer.scale, layer.output),))
 
         def function(x: Float64Array) -> Float64Array:
             return _evaluate(steps, x, constants)
@@ -131,6 +134,11 @@ def prepare(layer: Layer, constants: Constants, profile: Profile) -> Prepared:
 
 def _table(function: Callable[[Float64Array], Float64Array], layer: Layer, profile: Profile) -> Int8Array:
     return function_table(function, layer.sources[0], layer.scale, layer.output, profile)
+
+
+def _is_hard_swish(steps: tuple[Operation, ...]) -> bool:
+    function = steps[0].kernel
+    return len(steps) == 1 and isinstance(function, Function) and function.name == "HardSwish"
 
 
 def _prelu_tables(layer: Layer, kernel: PRelu, constants: Constants, profile: Profile) -> Int8Array:

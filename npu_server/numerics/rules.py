@@ -180,11 +180,13 @@ class LutRule:
         arithmetic: "float64" or "float32", in which its entries are computed.
         output: scale of a lone logistic or tanh: "calibrated", or "fixed" (1/256 with zero point -128 and
             1/128 with zero point 0, as TFLite has it).
+        hard_swish: "table", or "int16": a HardSwish node's entries come from 16-bit fixed point (TFLite).
     """
 
     rounding: str = _key("half_away", "half_even")
     arithmetic: str = _key("float64", "float32", default="float64")
     output: str = _key("calibrated", "fixed", default="calibrated")
+    hard_swish: str = _key("table", "int16", default="table")
 
 
 @dataclass(frozen=True)
