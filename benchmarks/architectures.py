@@ -23,11 +23,11 @@ from architectures.catalogue import CATALOGUE, Architecture  # noqa: E402
 from architectures.examine import Examination, Prepared  # noqa: E402
 from architectures.judging import Verdict, judge_network  # noqa: E402
 from architectures.learning import learn  # noqa: E402
-from judges.tflite import JUDGES  # noqa: E402
+from judges import engines  # noqa: E402
 
 from npu_wire.errors import UnsupportedModel  # noqa: E402
 
-JUDGED_BY = {"tflm": "TFLM"}
+JUDGED_BY = {"tflm": "TFLM", "onnxruntime": "ONNX Runtime"}
 PAGE, CSV = ROOT / "docs" / "architectures.md", ROOT / "docs" / "architectures_layers.csv"
 
 
@@ -54,7 +54,7 @@ def measure(architecture: Architecture, profiles: list[str]) -> list[Row]:
             continue
         verdict = None
         if profile in JUDGED_BY:
-            judge = next(j for j in JUDGES if j.name == JUDGED_BY[profile])
+            judge = engines.find(JUDGED_BY[profile])
             verdict = judge_network(judge, result.model, result.ranges, profile, result.input_codes)
         rows.append(Row(architecture, profile, result, verdict))
     return rows
@@ -82,6 +82,28 @@ def equality_table(rows: list[Row]) -> list[str]:
         lines.append(
             f"| {name} | {row.architecture.source} | {result.weights:,} | {len(result.layers)} "
             f"| {result.elements:,} | {result.mismatches} | {judged} | {len(result.missing)} | {gradients} |"
+        )
+    return lines
+
+
+def totals_table(rows: list[Row], profiles: list[str]) -> list[str]:
+    """All networks together, profile by profile."""
+    lines = [
+        "| profile | networks | layers | numbers compared | differ | judge | layers | numbers | differ |",
+        "|---" * 9 + "|",
+    ]
+    for profile in profiles:
+        results = [row.examination for row in rows if row.profile == profile and row.examination]
+        verdicts = [row.verdict for row in rows if row.profile == profile and row.verdict]
+        judged = "none | - | - | -"
+        if verdicts:
+            judged = (
+                f"{verdicts[0].judge} | {sum(v.layers for v in verdicts):,} "
+                f"| {sum(v.elements for v in verdicts):,} | {sum(v.mismatches for v in verdicts)}"
+            )
+        lines.append(
+            f"| `{profile}` | {len(results)} | {sum(len(r.layers) for r in results):,} "
+            f"| {sum(r.elements for r in results):,} | {sum(r.mismatches for r in results)} | {judged} |"
         )
     return lines
 
@@ -178,6 +200,7 @@ def main() -> None:
     judged = [row for row in rows if row.profile == options.profile[0]]
     tables = {
         "equality": equality_table(judged),
+        "totals": totals_table(rows, options.profile),
         "unjudged": unjudged_list(judged),
         "noise": noise_table(rows, options.profile),
         "learning": learning_table(options.learn),

