@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from npu_server.numerics.profile import Profile
 from npu_server.numerics.requantize import Output, make_multiplier, requantize, scale_and_round, to_int8
 from npu_server.numerics.rules import AverageRule, RequantizeRule
 from npu_server.numerics.scales import Float64Array, Int64Array, Quantization
-from npu_wire.layer_map import INT8_MAX, INT8_MIN, Int8Array
+from npu_wire.layer_map import INT8_MAX, INT8_MIN, Float32Array, Int8Array
 
 CODES: Int8Array = np.arange(INT8_MIN, INT8_MAX + 1).astype(np.int8)
 """Every INT8 code, ascending; entry of code q in a table: q + 128."""
@@ -60,17 +61,21 @@ def _add_multiplier_21bit(
 def _add_float32(
     a: Int8Array, qa: Quantization, b: Int8Array, qb: Quantization, scale: float, out: Output, sign: int
 ) -> Int8Array:
-    """ONNX Runtime's MlasQLinearAdd: zero points in one constant, two fused multiply-adds, b's first."""
+    """ONNX Runtime's MlasQLinearAdd: zero points in one constant, fused multiply-adds, b's before a's."""
     ratio_a = np.float32(qa.scale) / np.float32(scale)
     ratio_b = np.float32(sign * qb.scale) / np.float32(scale)
-    offset = np.float32(out.zero_point) - (
-        ratio_a * np.float32(qa.zero_point) + ratio_b * np.float32(qb.zero_point)
-    )
-    # float64 holds product and sum of such numbers without loss, so that one rounding to float32 is the fused
-    # one.
-    first = (b.astype(np.float64) * np.float64(ratio_b) + np.float64(offset)).astype(np.float32)
-    second = (a.astype(np.float64) * np.float64(ratio_a) + first.astype(np.float64)).astype(np.float32)
+    zero_b = np.asarray(ratio_b * np.float32(qb.zero_point))
+    offset = np.float32(out.zero_point) - _fused_multiply_add(np.asarray(qa.zero_point), ratio_a, zero_b)
+    first = _fused_multiply_add(b, ratio_b, np.asarray(offset))
+    second = _fused_multiply_add(a, ratio_a, first)
     return np.clip(np.rint(second), out.low, out.high).astype(np.int8)
+
+
+def _fused_multiply_add(
+    codes: npt.NDArray[Any], factor: np.float32, addend: npt.NDArray[Any]
+) -> Float32Array:
+    """Codes * factor + addend with one float32 rounding: float64 holds product and sum without loss."""
+    return (codes.astype(np.float64) * np.float64(factor) + addend.astype(np.float64)).astype(np.float32)
 
 
 def mul(
