@@ -153,7 +153,7 @@ class Select:
     """
 
     op: str
-    indices: tuple[tuple[int, tuple[int, ...]], ...]
+    indices: tuple[tuple[int, range | tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from npu_server.compile.constants import FREE_ELEMENTS, UNFOLDING, Array, Consta
 from npu_server.compile.views import View
 from npu_wire.errors import UnsupportedModel
 
-MAX_ACTIVATION_ELEMENTS = 1 << 28
+MAX_ACTIVATION_ELEMENTS = 1 << 26
 
 
 class Importer:
@@ -80,6 +80,10 @@ class Importer:
         if len(static) != len(dims) - 1:
             raise UnsupportedModel(
                 f"input {inputs[0].name!r} has shape {dims}; only the batch may be dynamic"
+            )
+        if math.prod(static) > MAX_ACTIVATION_ELEMENTS:
+            raise UnsupportedModel(
+                f"input {inputs[0].name!r} has shape {dims}; {MAX_ACTIVATION_ELEMENTS} numbers at most"
             )
         return inputs[0].name, tuple(static)
 

@@ -43,12 +43,22 @@ def select(
         dropped = result.reshaped(left)
         assert dropped is not None
         result = dropped
-    kept = all(list(indices) == list(range(view.dims[axis])) for axis, indices in chosen.items())
+    kept = all(_is_everything(indices, view.dims[axis]) for axis, indices in chosen.items())
     if kept and result.shape == view.shape:
         im.alias(node, result, output)
         return
-    indices = tuple((view.npu_axis(axis), tuple(values)) for axis, values in sorted(chosen.items()))
+    # A range stays one: written down, the indices of a long axis would take gigabytes.
+    indices = tuple(
+        (view.npu_axis(axis), values if isinstance(values, range) else tuple(values))
+        for axis, values in sorted(chosen.items())
+    )
     im.emit(node, [view.name], g.Select(op, indices), result.shape, result, output)
+
+
+def _is_everything(indices: Sequence[int], size: int) -> bool:
+    if isinstance(indices, range):
+        return indices == range(size)
+    return list(indices) == list(range(size))
 
 
 def _check_size(node: NodeProto, dims: Sequence[int]) -> None:

@@ -32,7 +32,13 @@ def test_demo_survives_ctrl_c_and_ends_with_table_and_report(
     """Interrupted after its first PTQ number, the demo keeps it, stops its servers, and a rerun finishes."""
     command = [str(TRAINER), "demo", *TINY, "--out", str(tmp_path / "run")]
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Shells start background jobs with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
