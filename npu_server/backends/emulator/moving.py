@@ -47,8 +47,9 @@ def select(x: torch.Tensor, kernel: Select) -> torch.Tensor:
     """Takes some elements along some axes, logical order in and out."""
     for axis, indices in kernel.indices:
         step = indices[1] - indices[0] if len(indices) > 1 else 1
-        if step > 0 and tuple(indices) == tuple(range(indices[0], indices[-1] + 1, step)):
-            x = x[(slice(None),) * axis + (slice(indices[0], indices[-1] + 1, step),)]
+        span = range(indices[0], indices[-1] + 1, step) if step > 0 else range(0)
+        if indices in (span, tuple(span)):  # two ranges compare without being written down
+            x = x[(slice(None),) * axis + (slice(span.start, span.stop, span.step),)]
         else:
             x = x.index_select(axis, torch.tensor(indices, device=x.device))
     return x
