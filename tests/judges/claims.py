@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from npu_server.numerics.profile import load_profile
 
 from . import engines, networks
-from .matrix import Cell, judge_operator, total
+from .cell import Cell, total
+from .matrix import judge_operator
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def judge_claim(profile_name: str, judge_name: str, subject: str, elements: int)
     try:
         judge = engines.find(judge_name)
     except ImportError as error:
-        absent = Cell(subject, 0, 0, 0, f"not installed: {error}")
+        absent = Cell(subject, refusals={f"not installed: {error}": 1})
         return Row(profile_name, judge_name, subject, absent, claimed=subject not in profile.unjudged)
     if subject in networks.NETWORKS:
         cells = list(networks.judge_network(networks.NETWORKS[subject](), profile, judge))

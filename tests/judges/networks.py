@@ -10,8 +10,9 @@ from npu_server.compile import graph as g
 from npu_server.numerics.profile import Profile
 from npu_wire.layer_map import Int8Array
 
+from .cell import Cell
 from .layers import Judge, JudgedLayer, Unjudged, compile_layers, our_outputs
-from .matrix import Cell, compare
+from .matrix import compare
 
 
 class _Net:
