@@ -65,7 +65,6 @@ class RunningServer:
         self.telemetry = Telemetry()
         self._worker = DeviceWorker()
         self.sessions = SessionTable(backend, self._worker, config.limits, clock)
-        self._capabilities = backend.describe()
         self._health = health.HealthServicer()
         self._server = self._build(token)
         self.telemetry.watch(self.sessions.count, self._worker.depth)
@@ -152,8 +151,6 @@ class RunningServer:
         return server
 
     def _add_service(self) -> None:
-        """Begins with what only an open device can tell of itself."""
-        self._capabilities = self._backend.describe()
         for kernel in self._capabilities.failed_kernels:
             self.telemetry.failed_kernel(kernel)
         limits = self._config.limits
@@ -181,7 +178,7 @@ class RunningServer:
         return replace(endpoint, port=port).target
 
     def _open_device(self) -> None:
-        self._worker.submit(_DEVICE_ID, self._backend.open).result()
+        self._capabilities = self._worker.submit(_DEVICE_ID, self._backend.open).result()
         state = self._worker.submit(_DEVICE_ID, self._backend.probe).result()
         if not state.ok:
             raise DeviceFault(f"the device is not well: {state.detail}")

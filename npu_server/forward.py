@@ -190,6 +190,8 @@ class ForwardStream:
             if self._ended.is_set():
                 log.info("session %s: batch %d is cancelled", self._session.short_id, batch.batch_id)
                 return
+            if tensor is None:
+                continue
             self._check(batch, tensor)
             self._telemetry.layer(self._session.latency[tensor.layer], tensor.end_ns - tensor.start_ns)
             self._answers.put(_Tensor(batch, tensor))

@@ -63,6 +63,7 @@ class NpuService(npu_pb2_grpc.NpuServiceServicer):
                 deterministic=device.deterministic,
                 concurrency=device.concurrency,
                 location=device.location,
+                failed_kernels=device.failed_kernels,
             ),
             limits=device_pb2.Limits(
                 max_sessions=limits.max_sessions,

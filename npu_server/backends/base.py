@@ -1,8 +1,12 @@
 """The seam between the service and an NPU.
 
-A backend is a class registered under the entry point group `npu_server.backends`. It is synchronous, is
-called from one thread at a time, and knows nothing of gRPC. `BackendOptions` is all it gets to know at
-construction. Errors are those of `npu_wire.errors`.
+A backend is a class registered under the entry point group `npu_server.backends`. It is synchronous and
+knows nothing of gRPC. `BackendOptions` is all it gets to know at construction. Errors are those of
+`npu_wire.errors`.
+
+Threads: one thread, the device's, makes every call but `Backend.compile`. That may come from any thread and
+from several at once, beside whatever the device's thread does: it works on the model, not on the device; a
+backend whose compiler is not safe for that takes a lock of its own.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -48,7 +52,7 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a backend is and can do; pure data, told without touching the device.
+    """What a backend is and can do; pure data.
 
     Attributes:
         fingerprint: identity of the arithmetic.
@@ -114,8 +118,12 @@ class Program(Protocol):
         """
         ...
 
-    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor]:
+    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor | None]:
         """Runs one batch and yields each tapped layer's output as soon as it is there; the last one always.
+
+        After a layer that is not tapped it yields None. So the caller has control at every layer: it may
+        close the iterator there, or go on later and let other programs of the backend run in between. A
+        device that runs a network in one go yields what is tapped when it is there, and no None.
 
         Args:
             batch: int8, shape (n, *layer_map.input.shape) with 1 <= n <= max_batch.
@@ -139,12 +147,12 @@ class Backend(Protocol):
         """
         ...
 
-    def describe(self) -> Capabilities:
-        """What it is and can do."""
-        ...
+    def open(self) -> Capabilities:
+        """Takes hold of the device and tells what it is and can do, the same until `close` and after it.
 
-    def open(self) -> None:
-        """Takes hold of the device."""
+        Raises:
+            DeviceFault: there is no such device, or it cannot be used.
+        """
         ...
 
     def close(self) -> None:
@@ -152,11 +160,14 @@ class Backend(Protocol):
         ...
 
     def probe(self) -> Health:
-        """Asks the device whether it is well."""
+        """Asks the device whether it is well: after `open`, and between any two jobs while it serves.
+
+        It takes less than a second, changes nothing, and answers for a dead device too instead of raising.
+        """
         ...
 
     def compile(self, model: bytes, ranges: Ranges) -> Program:
-        """Compiles a float ONNX model.
+        """Compiles a float ONNX model; see the module about threads.
 
         Raises:
             InvalidModel: the bytes are not a readable model.

@@ -66,16 +66,13 @@ class ReferenceBackend:
             raise InvalidInput(f"backend reference has no options; got {', '.join(options.extra)}")
         self._profile = load_profile(options.profile)
 
-    def describe(self) -> Capabilities:
-        """What it is and can do."""
+    def open(self) -> Capabilities:
+        """Nothing to take hold of."""
         profile = self._profile
         fingerprint = Fingerprint(
             "reference", "npu-in-the-loop", profile.name, "1", profile.name, profile.hash
         )
         return Capabilities(fingerprint, operators_of(profile), MAX_BATCH)
-
-    def open(self) -> None:
-        """Nothing to take hold of."""
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -90,7 +90,7 @@ class CompiledProgram:
         self._constants = constants
         self._packed = [fresh.get(i, packed) for i, packed in enumerate(self._packed)]
 
-    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor]:
+    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor | None]:
         """Runs one batch; see `npu_server.backends.base.Program.forward`.
 
         Weights that are loaded while a batch runs do not touch it.
@@ -103,7 +103,7 @@ class CompiledProgram:
         self._check_batch(batch, taps)
         return self._run(batch, frozenset(taps), self._packed)
 
-    def _run(self, batch: Int8Array, taps: frozenset[int], packed: list[Any]) -> Iterator[LayerTensor]:
+    def _run(self, batch: Int8Array, taps: frozenset[int], packed: list[Any]) -> Iterator[LayerTensor | None]:
         last = len(self._plan.layers) - 1
         held = {-1: self._kernels.load(batch)}
         for i, layer in enumerate(self._plan.layers):
@@ -115,6 +115,8 @@ class CompiledProgram:
             if i in taps or i == last:
                 data = self._kernels.export(layer, held[i])
                 yield LayerTensor(i, data, start_ns, time.monotonic_ns())
+            else:
+                yield None
 
     def close(self) -> None:
         """Frees weights; idempotent."""

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from npu_server.backends.base import LayerTensor, Program
 from npu_server.conformance.probe import Broken, Probe, raises, same
 from npu_server.conformance.targets import LocalTarget, run_all
 from npu_wire.errors import InvalidInput, NpuError
-from npu_wire.layer_map import MemoryLayout
+from npu_wire.layer_map import Int8Array, MemoryLayout
 
 
 def _program(probe: Probe) -> Program:
@@ -17,17 +18,18 @@ def _program(probe: Probe) -> Program:
     return probe.target.backend.compile(probe.case.model(), probe.ranges)
 
 
-def _taps(program: Program) -> range:
-    return range(len(program.layer_map.layers))
+def _all_layers(program: Program, batch: Int8Array) -> Iterator[LayerTensor]:
+    every = range(len(program.layer_map.layers))
+    return (tensor for tensor in program.forward(batch, every) if tensor is not None)
 
 
 def tensors_stay(probe: Probe) -> None:
     """A yielded tensor is never written to again: it is sent later, from another thread."""
     program = _program(probe)
     held: list[tuple[LayerTensor, bytes]] = []
-    for tensor in program.forward(probe.batch, _taps(program)):
+    for tensor in _all_layers(program, probe.batch):
         held.append((tensor, tensor.data.tobytes()))
-    for _ in program.forward(probe.batch[::-1].copy(), _taps(program)):
+    for _ in _all_layers(program, probe.batch[::-1].copy()):
         pass
     program.load_weights(probe.other_weights())
     for _ in program.forward(probe.batch, ()):
@@ -43,7 +45,7 @@ def tensors_stay(probe: Probe) -> None:
 def input_stays(probe: Probe) -> None:
     """The batch belongs to the caller: a program does not change it."""
     program, batch = _program(probe), probe.batch.copy()
-    for _ in program.forward(batch, _taps(program)):
+    for _ in _all_layers(program, batch):
         pass
     if not np.array_equal(batch, probe.batch):
         raise Broken("the program has written into its input")
@@ -52,7 +54,7 @@ def input_stays(probe: Probe) -> None:
 def memory_layout(probe: Probe) -> None:
     """Tensors lie in memory in the order that the layer map says."""
     program = _program(probe)
-    for tensor in program.forward(probe.batch, _taps(program)):
+    for tensor in _all_layers(program, probe.batch):
         spec = program.layer_map.layers[tensor.layer].output
         last = spec.layout is MemoryLayout.CHANNELS_LAST
         ordered = np.moveaxis(tensor.data, 1, -1) if last else tensor.data
@@ -65,8 +67,8 @@ def memory_layout(probe: Probe) -> None:
 def ordered_and_timed(probe: Probe) -> None:
     """Layers come in the order of execution, each begun before it ends."""
     program = _program(probe)
-    came = list(program.forward(probe.batch, _taps(program)))
-    if [tensor.layer for tensor in came] != list(_taps(program)):
+    came = list(_all_layers(program, probe.batch))
+    if [tensor.layer for tensor in came] != list(range(len(program.layer_map.layers))):
         raise Broken(f"layers came as {[tensor.layer for tensor in came]}")
     for tensor in came:
         if not 0 < tensor.start_ns <= tensor.end_ns:
@@ -80,11 +82,11 @@ def abandoned_batch(probe: Probe) -> None:
     session = probe.compile()
     expected = run_all(session, probe.batch)
     program = _program(probe)
-    iterator = program.forward(probe.batch[::-1].copy(), _taps(program))
+    iterator = _all_layers(program, probe.batch[::-1].copy())
     next(iter(iterator))
     del iterator
     layers = program.layer_map.layers
-    after = {layers[t.layer].name: t.data for t in program.forward(probe.batch, _taps(program))}
+    after = {layers[t.layer].name: t.data for t in _all_layers(program, probe.batch)}
     same(after, expected, "after an abandoned batch")
     program.close()
 
@@ -94,7 +96,7 @@ def closed_while_running(probe: Probe) -> None:
     expected = run_all(probe.compile(), probe.batch)
     program = _program(probe)
     layers = program.layer_map.layers
-    iterator = iter(program.forward(probe.batch, _taps(program)))
+    iterator = iter(_all_layers(program, probe.batch))
     got = [next(iterator)]
     program.close()
     with contextlib.suppress(NpuError):
@@ -105,6 +107,26 @@ def closed_while_running(probe: Probe) -> None:
     same(run_all(probe.compile(), probe.batch), expected, "another program after one was closed in a batch")
 
 
+def paused_between_layers(probe: Probe) -> None:
+    """A batch may wait at any layer while another program computes and a third is compiled elsewhere."""
+    expected = run_all(probe.compile(), probe.batch)
+    first, second = _program(probe), _program(probe)
+    names = [layer.name for layer in first.layer_map.layers]
+    got: dict[str, dict[str, Int8Array]] = {"paused": {}, "in between": {}, "compiled meanwhile": {}}
+    with ThreadPoolExecutor(1) as elsewhere:
+        fresh = elsewhere.submit(_program, probe)
+        both = (_all_layers(first, probe.batch), _all_layers(second, probe.batch))
+        for pair in zip(*both, strict=True):
+            for what, tensor in zip(got, pair, strict=False):
+                got[what][names[tensor.layer]] = tensor.data
+        third = fresh.result()
+    got["compiled meanwhile"] = {names[t.layer]: t.data for t in _all_layers(third, probe.batch)}
+    for what, tensors in got.items():
+        same(tensors, expected, what)
+    for program in (first, second, third):
+        program.close()
+
+
 def negative_tap(probe: Probe) -> None:
     """Layer -1 is no layer."""
     program = _program(probe)
@@ -112,26 +134,19 @@ def negative_tap(probe: Probe) -> None:
     program.close()
 
 
-def describe_is_pure(probe: Probe) -> None:
-    """`describe` tells the same each time."""
-    assert isinstance(probe.target, LocalTarget)
-    backend = probe.target.backend
-    first = backend.describe()
-    if backend.describe() != first:
-        raise Broken("two calls of describe() differ")
-    if len(set(first.operators)) != len(first.operators):
-        raise Broken("an operator is declared twice")
-
-
 def close_twice(probe: Probe) -> None:
-    """Closing the backend twice is allowed, and it can be opened again."""
+    """Closing the backend twice is allowed, and opened again it tells and computes the same."""
     assert isinstance(probe.target, LocalTarget)
     backend = probe.target.backend
     expected = run_all(probe.compile(), probe.batch)
     probe.release()
     backend.close()
     backend.close()
-    backend.open()
+    before, again = probe.target.capabilities, backend.open()
+    if again != before:
+        raise Broken(f"opened again, it says {again}; the first time {before}")
+    if len(set(again.operators)) != len(again.operators):
+        raise Broken("an operator is declared twice")
     if not backend.probe().ok:
         raise Broken(f"opened again, it is not well: {backend.probe().detail}")
     same(run_all(probe.compile(), probe.batch), expected, "opened again")
@@ -141,8 +156,8 @@ def in_process_checks() -> Iterator[tuple[str, Callable[[Probe], None]]]:
     """Every check that needs the backend itself: what it is about, and the check."""
     groups: dict[str, tuple[Callable[[Probe], None], ...]] = {
         "memory": (tensors_stay, input_stays, memory_layout),
-        "iteration": (ordered_and_timed, abandoned_batch, closed_while_running, negative_tap),
-        "lifecycle": (describe_is_pure, close_twice),
+        "iteration": (ordered_and_timed, abandoned_batch, closed_while_running, paused_between_layers, negative_tap),
+        "lifecycle": (close_twice,),
     }
     for group, checks in groups.items():
         for check in checks:

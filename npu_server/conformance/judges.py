@@ -7,7 +7,7 @@ import numpy as np
 from onnx import NodeProto
 from onnx.reference import ReferenceEvaluator
 
-from npu_server.backends.base import Backend, BackendOptions, Capabilities
+from npu_server.backends.base import BackendOptions, Capabilities
 from npu_server.conformance.graphs import Array, single_node_model
 from npu_server.conformance.targets import LocalTarget, run_all
 from npu_server.conformance.trials import Trial
@@ -134,19 +134,6 @@ def choose_judge(capabilities: Capabilities, profile: str, tolerance_lsb: int) -
         if known == capabilities.fingerprint.profile_hash:
             return ReferenceJudge(name)
     return FloatJudge(tolerance_lsb)
-
-
-def opened(backend: Backend) -> Backend:
-    """The backend after `open` and a good `probe`.
-
-    Raises:
-        InvalidInput: it is not well.
-    """
-    backend.open()
-    health = backend.probe()
-    if not health.ok:
-        raise InvalidInput(f"the device is not well: {health.detail}")
-    return backend
 
 
 def _real(codes: Int8Array, spec: TensorSpec) -> Float32Array:

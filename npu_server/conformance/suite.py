@@ -14,7 +14,7 @@ from npu_server.conformance.cases import all_cases, probe_candidates
 from npu_server.conformance.contract import Check, contract_checks
 from npu_server.conformance.graphs import codes, range_variants
 from npu_server.conformance.in_process import in_process_checks
-from npu_server.conformance.judges import Judge, choose_judge, opened
+from npu_server.conformance.judges import Judge, choose_judge
 from npu_server.conformance.operators import try_operators
 from npu_server.conformance.probe import Broken, Probe, make_probe
 from npu_server.conformance.report import CheckResult, OperatorResult, Report, Verdict
@@ -61,10 +61,10 @@ def run_suite(
     """
     found, capabilities = _Findings(), None
     if make_backend is not None:
-        backend = opened(make_backend())
+        backend = make_backend()
         try:
-            capabilities = backend.describe()
             target = LocalTarget(backend)
+            capabilities = target.capabilities
             _examine(found, target, capabilities, profile, tolerance_lsb)
             _run_checks(found, target, in_process_checks())
         finally:

@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from npu_server.backends.base import Backend, Capabilities, Program, Ranges
+from npu_wire.errors import DeviceFault
 from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
 
 
@@ -53,18 +54,25 @@ class LocalTarget:
     """A backend in this process.
 
     Args:
-        backend: opened.
+        backend: opened here, closed by whoever made it.
+
+    Raises:
+        DeviceFault: the device is not there or not well.
     """
 
     route = "in process"
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
+        self._capabilities = backend.open()
+        health = backend.probe()
+        if not health.ok:
+            raise DeviceFault(f"the device is not well: {health.detail}")
 
     @property
     def capabilities(self) -> Capabilities:
         """What it says of itself."""
-        return self.backend.describe()
+        return self._capabilities
 
     def compile(self, model: bytes, ranges: Ranges) -> "LocalSession":
         """Compiles a float ONNX model."""
@@ -88,7 +96,11 @@ class LocalSession:
 
     def run(self, batch: Int8Array, taps: Collection[int]) -> dict[int, Int8Array]:
         """Copies each tensor at the moment when it is yielded."""
-        return {tensor.layer: np.array(tensor.data) for tensor in self.program.forward(batch, taps)}
+        return {
+            tensor.layer: np.array(tensor.data)
+            for tensor in self.program.forward(batch, taps)
+            if tensor is not None
+        }
 
     def close(self) -> None:
         """Closes the program."""

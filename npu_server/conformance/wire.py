@@ -118,6 +118,7 @@ class RemoteTarget:
             abilities.deterministic,
             abilities.concurrency,
             abilities.location,
+            tuple(abilities.failed_kernels),
         )
 
 

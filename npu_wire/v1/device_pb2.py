@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18npu_wire/v1/device.proto\x12\x0bnpu_wire.v1\"v\n\x0b\x46ingerprint\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0e\n\x06vendor\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08\x66irmware\x18\x04 \x01(\t\x12\x0f\n\x07profile\x18\x05 \x01(\t\x12\x14\n\x0cprofile_hash\x18\x06 \x01(\t\"r\n\x0c\x43\x61pabilities\x12\x11\n\toperators\x18\x01 \x03(\t\x12\x11\n\tmax_batch\x18\x02 \x01(\r\x12\x15\n\rdeterministic\x18\x03 \x01(\x08\x12\x13\n\x0b\x63oncurrency\x18\x04 \x01(\r\x12\x10\n\x08location\x18\x05 \x01(\t\"_\n\x06Limits\x12\x14\n\x0cmax_sessions\x18\x01 \x01(\r\x12\x17\n\x0fmax_model_bytes\x18\x02 \x01(\x04\x12\x15\n\rmax_in_flight\x18\x03 \x01(\r\x12\x0f\n\x07lease_s\x18\x04 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18npu_wire/v1/device.proto\x12\x0bnpu_wire.v1\"v\n\x0b\x46ingerprint\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\x12\x0e\n\x06vendor\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08\x66irmware\x18\x04 \x01(\t\x12\x0f\n\x07profile\x18\x05 \x01(\t\x12\x14\n\x0cprofile_hash\x18\x06 \x01(\t\"\x8a\x01\n\x0c\x43\x61pabilities\x12\x11\n\toperators\x18\x01 \x03(\t\x12\x11\n\tmax_batch\x18\x02 \x01(\r\x12\x15\n\rdeterministic\x18\x03 \x01(\x08\x12\x13\n\x0b\x63oncurrency\x18\x04 \x01(\r\x12\x10\n\x08location\x18\x05 \x01(\t\x12\x16\n\x0e\x66\x61iled_kernels\x18\x06 \x03(\t\"_\n\x06Limits\x12\x14\n\x0cmax_sessions\x18\x01 \x01(\r\x12\x17\n\x0fmax_model_bytes\x18\x02 \x01(\x04\x12\x15\n\rmax_in_flight\x18\x03 \x01(\r\x12\x0f\n\x07lease_s\x18\x04 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FINGERPRINT']._serialized_start=41
   _globals['_FINGERPRINT']._serialized_end=159
-  _globals['_CAPABILITIES']._serialized_start=161
-  _globals['_CAPABILITIES']._serialized_end=275
-  _globals['_LIMITS']._serialized_start=277
-  _globals['_LIMITS']._serialized_end=372
+  _globals['_CAPABILITIES']._serialized_start=162
+  _globals['_CAPABILITIES']._serialized_end=300
+  _globals['_LIMITS']._serialized_start=302
+  _globals['_LIMITS']._serialized_end=397
 # @@protoc_insertion_point(module_scope)

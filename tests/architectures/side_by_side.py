@@ -43,14 +43,14 @@ class SideBySideNpu:
     def __init__(self, profile: str) -> None:
         options = BackendOptions(profile=profile)
         self.reference, self.emulator = ReferenceBackend(options), EmulatorBackend(options)
-        self.emulator.open()
+        self._told = self.emulator.open()
         self.comparison = Comparison()
         self.model, self.ranges = b"", dict[str, tuple[float, float]]()
 
     @property
     def info(self) -> DeviceInfo:
         """What the emulator tells."""
-        told = self.emulator.describe()
+        told = self._told
         print_ = told.fingerprint
         return DeviceInfo(
             print_.backend,

@@ -57,12 +57,10 @@ class FakeBackend:
         self.fail_with: Exception | None = None
         self.spoil: Callable[[LayerTensor], LayerTensor] = lambda tensor: tensor
 
-    def describe(self) -> Capabilities:
+    def open(self) -> Capabilities:
+        self.note("open")
         mark = Fingerprint("fake", "nobody", "adder", "1", "plus-one", self.profile_hash)
         return Capabilities(mark, ("Add",), MAX_BATCH)
-
-    def open(self) -> None:
-        self.note("open")
 
     def close(self) -> None:
         self.note("close")
@@ -109,7 +107,7 @@ class FakeProgram:
         if "bias" in tensors:
             self.bias = int(tensors["bias"].item())
 
-    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor]:
+    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor | None]:
         self.backend.note("forward")
         for layer in range(LAYERS):
             start = time.monotonic_ns()
@@ -125,6 +123,8 @@ class FakeProgram:
                 yield self.backend.spoil(
                     LayerTensor(layer, np.moveaxis(channels_last, -1, 1), start, time.monotonic_ns())
                 )
+            else:
+                yield None
 
     def close(self) -> None:
         self.backend.note("program closed")

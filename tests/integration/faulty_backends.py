@@ -26,10 +26,10 @@ class VendorProgram:
     def load_weights(self, tensors: Mapping[str, Float32Array]) -> None:
         self._inner.load_weights(tensors)
 
-    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor]:
+    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor | None]:
         layers = self._inner.layer_map.layers
         return (
-            replace(tensor, data=self.yielded(layers[tensor.layer], tensor.data.copy(), taps))
+            tensor and replace(tensor, data=self.yielded(layers[tensor.layer], tensor.data.copy(), taps))
             for tensor in self._inner.forward(batch, taps)
         )
 
@@ -50,13 +50,10 @@ class VendorBackend:
     def __init__(self, options: BackendOptions) -> None:
         self._inner = ReferenceBackend(BackendOptions(profile="tflm"))
 
-    def describe(self) -> Capabilities:
-        known = self._inner.describe()
+    def open(self) -> Capabilities:
+        known = self._inner.open()
         mark = replace(known.fingerprint, backend="vendor", vendor="nobody", model="one")
         return replace(known, fingerprint=mark, operators=self.operators, max_batch=32)
-
-    def open(self) -> None:
-        pass
 
     def close(self) -> None:
         pass
@@ -78,7 +75,7 @@ class VendorBackend:
 class Batched(VendorProgram):
     """Holds to the vendor's own batch limit."""
 
-    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor]:
+    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor | None]:
         if len(batch) > 32:
             raise InvalidInput(f"batch of {len(batch)} samples; this NPU takes 1 to 32")
         return self._inner.forward(batch, taps)
@@ -182,7 +179,7 @@ class ServesOtherwise(VendorProgram):
 
 
 class WritesInput(VendorProgram):
-    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor]:
+    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor | None]:
         yield from self._inner.forward(batch, taps)
         batch[:] = 0
 
@@ -223,8 +220,8 @@ class RefusesAsInvalid(VendorBackend):
 class OwnArithmetic(VendorBackend):
     """Its arithmetic is none of our profiles."""
 
-    def describe(self) -> Capabilities:
-        known = super().describe()
+    def open(self) -> Capabilities:
+        known = super().open()
         mark = replace(known.fingerprint, profile="its own", profile_hash="1" * 64)
         return replace(known, fingerprint=mark)
 

@@ -40,7 +40,7 @@ class InProcessNpu:
 
     @property
     def info(self) -> DeviceInfo:
-        told = self._backend.describe()
+        told = self._backend.open()
         print_ = told.fingerprint
         return DeviceInfo(
             print_.backend,
@@ -80,7 +80,7 @@ class InProcessSession:
 
     def submit(self, batch: Int8Array, taps: Collection[int]) -> "InProcessBatch":
         self.batches.append((batch, tuple(taps)))
-        return InProcessBatch(list(self.program.forward(batch, taps)))
+        return InProcessBatch([t for t in self.program.forward(batch, taps) if t is not None])
 
     def close(self) -> None:
         self.closed = True
@@ -104,14 +104,11 @@ class SegmentBackend:
     def __init__(self, options: BackendOptions, layout: MemoryLayout = MemoryLayout.CHANNELS_LAST) -> None:
         self._layout = layout
 
-    def describe(self) -> Capabilities:
+    def open(self) -> Capabilities:
         fingerprint = Fingerprint(
             "segment", "test", "segment", "1", "float", hashlib.sha256(b"segment").hexdigest()
         )
         return Capabilities(fingerprint, ("Conv", *_LAYER_ENDS), max_batch=16)
-
-    def open(self) -> None:
-        pass
 
     def close(self) -> None:
         pass

@@ -127,5 +127,5 @@ def test_options_are_checked(backend: type[Backend], options: BackendOptions, er
 
 def test_both_backends_carry_the_same_hash() -> None:
     """Equal profile, equal hash: the promise of equal bits."""
-    hashes = [b(BackendOptions(profile="acc16")).describe().fingerprint.profile_hash for b in BACKENDS]
+    hashes = [b(BackendOptions(profile="acc16")).open().fingerprint.profile_hash for b in BACKENDS]
     assert hashes[0] == hashes[1]

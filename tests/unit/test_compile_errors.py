@@ -172,7 +172,7 @@ def test_weights_are_checked_and_change_nothing_when_refused() -> None:
     """Unknown names, other shapes and NaN are refused as a whole; the program stays as it was."""
     program = BACKEND.compile(model([conv()], WEIGHT).SerializeToString(), RANGES)
     batch = np.random.default_rng(0).integers(-128, 128, (2, 3, 8, 8)).astype(np.int8)
-    before = next(program.forward(batch, ())).data
+    before = list(program.forward(batch, ()))[-1].data
     nan = WEIGHT["w"].copy()
     nan[0] = np.nan
     with pytest.raises(InvalidInput, match="'v': no layer"):
@@ -181,7 +181,7 @@ def test_weights_are_checked_and_change_nothing_when_refused() -> None:
         program.load_weights({"w": np.ones(3, np.float32)})
     with pytest.raises(NonFiniteInput, match="'w' hold NaN"):
         program.load_weights({"w": nan})
-    np.testing.assert_array_equal(next(program.forward(batch, ())).data, before)
+    np.testing.assert_array_equal(list(program.forward(batch, ()))[-1].data, before)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (257, 3, 8, 8), (2, 3, 8, 7), (3, 8, 8)])

@@ -184,6 +184,6 @@ def test_host_operators_are_refused_where_the_profile_leaves_them_out(case: Case
     bare.write_text(shipped.split("[host_float]")[0])
     backend = ReferenceBackend(BackendOptions(profile=str(bare)))
     op = case[1][0].op_type
-    assert op not in backend.describe().operators
+    assert op not in backend.open().operators
     with pytest.raises(UnsupportedModel, match=rf"node 'the_node' \({op}\).*host_float.operators"):
         backend.compile(model(case), {"x": INPUT, "y": (-3.0, 5.0)})

@@ -29,7 +29,6 @@ class EmulatorBackend:
         Raises:
             InvalidInput: an unknown profile, device or option.
         """
-        self._opened = False
         if options.extra:
             raise InvalidInput(f"backend emulator has no options; got {', '.join(options.extra)}")
         try:
@@ -42,23 +41,7 @@ class EmulatorBackend:
         self._profile = load_profile(options.profile)
         self._threads = options.threads
 
-    def describe(self) -> Capabilities:
-        """What it is and can do; once it is open, which kernels failed the start-up test."""
-        profile = self._profile
-        failed = self._examine().failed if self._opened else ()
-        firmware = "1 without " + ", ".join(failed) if failed else "1"
-        fingerprint = Fingerprint(
-            "emulator", "npu-in-the-loop", profile.name, firmware, profile.name, profile.hash
-        )
-        return Capabilities(
-            fingerprint,
-            operators_of(profile),
-            MAX_BATCH,
-            location=str(self._device),
-            failed_kernels=failed,
-        )
-
-    def open(self) -> None:
+    def open(self) -> Capabilities:
         """Takes the device, sets torch's threads, compiles kernels, tests them against the specification.
 
         Raises:
@@ -71,8 +54,14 @@ class EmulatorBackend:
         if self._device.type == "cpu":
             compile_kernels()
             compile_tables()
-        self._examine()
-        self._opened = True
+        profile = self._profile
+        return Capabilities(
+            Fingerprint("emulator", "npu-in-the-loop", profile.name, "1", profile.name, profile.hash),
+            operators_of(profile),
+            MAX_BATCH,
+            location=str(self._device),
+            failed_kernels=self._examine().failed,
+        )
 
     def close(self) -> None:
         """Nothing to let go of."""
