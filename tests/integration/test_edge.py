@@ -1,7 +1,6 @@
 """Bad input, quotas and leases: every refusal is the right class on the client, and the server goes on."""
 
 import itertools
-import threading
 import time
 from collections.abc import Iterator
 
@@ -9,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 from fake_backend import MAX_BATCH, FakeBackend, Start, expected
+from raw_client import Raw, attach, commit, input_chunk, weight_chunk
 
 from npu_wire.channel import status_parts
 from npu_wire.errors import (
@@ -22,8 +22,7 @@ from npu_wire.errors import (
     UnsupportedModel,
 )
 from npu_wire.layer_map import Int8Array
-from npu_wire.tensors import OutgoingTensor
-from npu_wire.v1 import npu_pb2, npu_pb2_grpc, program_pb2, tensor_pb2
+from npu_wire.v1 import npu_pb2, program_pb2, tensor_pb2
 from trainer_client.connection import Connection, connect
 
 RANGES = {"t0": (-1.0, 1.0)}
@@ -127,30 +126,6 @@ def test_weights_that_the_backend_refuses_end_the_session(npu: Connection, batch
         session.submit(batch, ()).tensor(2)
 
 
-class Raw:
-    """Speaks the protocol by hand, to break its rules."""
-
-    def __init__(self, address: str) -> None:
-        self.ended = threading.Event()
-        self.channel = grpc.insecure_channel(address)
-        self.stub = npu_pb2_grpc.NpuServiceStub(self.channel)
-
-    def compile(self) -> str:
-        header = npu_pb2.CompileHeader(model_bytes=5)
-        messages = [npu_pb2.CompileRequest(header=header), npu_pb2.CompileRequest(model_chunk=b"model")]
-        return str(self.stub.Compile(iter(messages)).session_id)
-
-    def silence(self) -> Iterator[npu_pb2.ForwardRequest]:
-        """Keeps a stream's requests open until the end of the test."""
-        self.ended.wait()
-        yield from ()
-
-    def error(self, call: Iterator[object]) -> tuple[str, str | None, str]:
-        with pytest.raises(grpc.RpcError) as caught:
-            list(call)
-        return status_parts(caught.value)
-
-
 @pytest.fixture
 def raw(start: Start) -> Iterator[Raw]:
     """A client that breaks rules, with tight quotas."""
@@ -158,43 +133,6 @@ def raw(start: Start) -> Iterator[Raw]:
     yield client
     client.ended.set()
     client.channel.close()
-
-
-def attach(session_id: str) -> npu_pb2.ForwardRequest:
-    """First message of a stream."""
-    return npu_pb2.ForwardRequest(attach=npu_pb2.Attach(session_id=session_id))
-
-
-def input_chunk(batch_id: int = 1, version: int = 0, **changes: object) -> npu_pb2.ForwardRequest:
-    """A whole batch of one sample of zeros, some fields of its chunk changed."""
-    request = npu_pb2.ForwardRequest()
-    request.batch.batch_id = batch_id
-    request.batch.weights_version = version
-    OutgoingTensor("t0", np.zeros((1, 2, 4, 4), np.int8)).write(request.batch.chunk, 0)
-    for name, value in changes.items():
-        if name == "taps":
-            request.batch.taps.extend(value)  # type: ignore[arg-type]
-        elif name == "shape":
-            del request.batch.chunk.shape[:]
-            request.batch.chunk.shape.extend(value)  # type: ignore[arg-type]
-        else:
-            setattr(request.batch.chunk, name, value)
-    return request
-
-
-def weight_chunk(
-    version: int, value: float = 1.0, elements: int = 1, name: str = "bias"
-) -> npu_pb2.ForwardRequest:
-    """A whole initializer, each element equal."""
-    request = npu_pb2.ForwardRequest()
-    request.weight.weights_version = version
-    OutgoingTensor(name, np.full(elements, value, np.float32)).write(request.weight.chunk, 0)
-    return request
-
-
-def commit(version: int) -> npu_pb2.ForwardRequest:
-    """End of a weight update."""
-    return npu_pb2.ForwardRequest(commit=npu_pb2.WeightCommit(weights_version=version))
 
 
 BAD_STREAMS = {

@@ -1,0 +1,86 @@
+"""A client that speaks the protocol by hand, to break its rules."""
+
+import threading
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+import grpc
+import numpy as np
+import pytest
+
+from npu_wire.channel import status_parts
+from npu_wire.layer_map import Float32Array
+from npu_wire.tensors import OutgoingTensor
+from npu_wire.v1 import npu_pb2, npu_pb2_grpc
+
+
+class Raw:
+    """Speaks the protocol by hand, to break its rules."""
+
+    def __init__(self, address: str) -> None:
+        self.ended = threading.Event()
+        self.channel = grpc.insecure_channel(address)
+        self.stub = npu_pb2_grpc.NpuServiceStub(self.channel)
+
+    def compile(
+        self, model: bytes = b"model", ranges: Mapping[str, tuple[float, float]] = MappingProxyType({})
+    ) -> str:
+        """Opens a session."""
+        header = npu_pb2.CompileHeader(model_bytes=len(model))
+        for name, (low, high) in ranges.items():
+            header.ranges.add(name=name, min=low, max=high)
+        messages = [npu_pb2.CompileRequest(header=header), npu_pb2.CompileRequest(model_chunk=model)]
+        return str(self.stub.Compile(iter(messages)).session_id)
+
+    def silence(self) -> Iterator[npu_pb2.ForwardRequest]:
+        """Keeps a stream's requests open until the end of the test."""
+        self.ended.wait()
+        yield from ()
+
+    def error(self, call: Iterator[object]) -> tuple[str, str | None, str]:
+        """Status, class and text that a call ends with."""
+        with pytest.raises(grpc.RpcError) as caught:
+            list(call)
+        return status_parts(caught.value)
+
+
+def attach(session_id: str) -> npu_pb2.ForwardRequest:
+    """First message of a stream."""
+    return npu_pb2.ForwardRequest(attach=npu_pb2.Attach(session_id=session_id))
+
+
+def input_chunk(batch_id: int = 1, version: int = 0, **changes: object) -> npu_pb2.ForwardRequest:
+    """A whole batch of one sample of zeros, some fields of its chunk changed."""
+    request = npu_pb2.ForwardRequest()
+    request.batch.batch_id = batch_id
+    request.batch.weights_version = version
+    OutgoingTensor("t0", np.zeros((1, 2, 4, 4), np.int8)).write(request.batch.chunk, 0)
+    for name, value in changes.items():
+        if name == "taps":
+            request.batch.taps.extend(value)  # type: ignore[arg-type]
+        elif name == "shape":
+            del request.batch.chunk.shape[:]
+            request.batch.chunk.shape.extend(value)  # type: ignore[arg-type]
+        else:
+            setattr(request.batch.chunk, name, value)
+    return request
+
+
+def weight_chunk(
+    version: int, value: float = 1.0, elements: int = 1, name: str = "bias"
+) -> npu_pb2.ForwardRequest:
+    """A whole initializer, each element equal."""
+    return weight(version, name, np.full(elements, value, np.float32))
+
+
+def weight(version: int, name: str, array: Float32Array) -> npu_pb2.ForwardRequest:
+    """A whole initializer."""
+    request = npu_pb2.ForwardRequest()
+    request.weight.weights_version = version
+    OutgoingTensor(name, array).write(request.weight.chunk, 0)
+    return request
+
+
+def commit(version: int) -> npu_pb2.ForwardRequest:
+    """End of a weight update."""
+    return npu_pb2.ForwardRequest(commit=npu_pb2.WeightCommit(weights_version=version))
