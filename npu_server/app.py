@@ -32,6 +32,8 @@ SERVICE_NAME: str = npu_pb2.DESCRIPTOR.services_by_name["NpuService"].full_name
 # Calls besides the one stream of each session: compiling, health, reflection, describing.
 _EXTRA_CALLS = 16
 _DEVICE_ID = "device"
+# Beyond the grace; whoever kills the process after a time of his own (compose, Kubernetes) must add it.
+CLOSING_S = 3.0
 
 
 class RunningServer:
@@ -66,7 +68,8 @@ class RunningServer:
         self._worker = DeviceWorker()
         self.sessions = SessionTable(backend, self._worker, config.limits, clock)
         self._health = health.HealthServicer()
-        self._server = self._build(token)
+        self._calls = CallInterceptor(self.telemetry, token)
+        self._server = self._build()
         self.telemetry.watch(self.sessions.count, self._worker.depth)
         try:
             self.address = self._bind()
@@ -110,7 +113,8 @@ class RunningServer:
         """Shuts down: health, calls, device's queue, programs, device. Idempotent.
 
         Args:
-            grace_s: seconds for work that is queued; None: as configured.
+            grace_s: seconds for calls and what they have queued; None: as configured. Then jobs end at their
+                next layer, and programs and device have `CLOSING_S` seconds to be closed.
         """
         if self._closed:
             return
@@ -118,9 +122,15 @@ class RunningServer:
         grace = self._config.grace_s if grace_s is None else grace_s
         self._set_serving(False)
         self.sessions.drain()
-        self._server.stop(grace).wait()
-        self.sessions.close()
-        self._worker_close(grace)
+        # Ends at once, whatever the grace, when no call is left but those that would never end, like Watch.
+        stopped = self._server.stop(grace)
+        self._calls.wait_until_idle(grace)
+        self._server.stop(None)
+        stopped.wait()
+        end = time.monotonic() + CLOSING_S
+        self.sessions.close(CLOSING_S)
+        if not self._worker.close(end - time.monotonic(), self._close_device):
+            log.error("the device is still at work after %g s; it is left as it is", grace + CLOSING_S)
         if self._http is not None:
             self._http.close()
         if self._socket_path is not None:
@@ -134,13 +144,13 @@ class RunningServer:
     ) -> None:
         self.close()
 
-    def _build(self, token: str | None) -> grpc.Server:
+    def _build(self) -> grpc.Server:
         config = self._config
         calls = 2 * config.max_sessions + _EXTRA_CALLS
         server = grpc.server(
             futures.ThreadPoolExecutor(calls, thread_name_prefix="npu-grpc"),
             options=server_options(),
-            interceptors=[CallInterceptor(self.telemetry, token)],
+            interceptors=[self._calls],
             # A call beyond the pool would wait unseen; so it is refused with RESOURCE_EXHAUSTED.
             maximum_concurrent_rpcs=calls,
         )
@@ -191,12 +201,11 @@ class RunningServer:
         self._health.set("", state)
         self._health.set(SERVICE_NAME, state)
 
-    def _worker_close(self, grace_s: float) -> None:
-        closing = self._worker.submit(_DEVICE_ID, self._backend.close)
-        if not self._worker.close(grace_s + 1.0):
-            log.error("the device did not finish within %g s; it is left as it is", grace_s)
-        elif (error := closing.exception()) is not None:
-            log.error("closing the device failed", exc_info=error)
+    def _close_device(self) -> None:
+        try:
+            self._backend.close()
+        except Exception:
+            log.exception("closing the device failed")
 
 
 def _refuse_if_served(path: str) -> None:

@@ -9,7 +9,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import grpc
@@ -19,7 +19,7 @@ from npu_server.backends.base import LayerTensor
 from npu_server.intake import Batch, Intake, WeightUpdate
 from npu_server.sessions import Limits, Session
 from npu_server.telemetry import Telemetry
-from npu_server.worker import DeviceWorker
+from npu_server.worker import DeviceWorker, Steps, one_step
 from npu_wire.errors import DeviceFault, InvalidInput, NpuError, QuotaExceeded, ServerUnavailable
 from npu_wire.tensors import OutgoingTensor
 from npu_wire.v1 import npu_pb2
@@ -99,29 +99,39 @@ class ForwardStream:
         ).start()
         while (answer := self._answers.get()) is not None:
             if isinstance(answer, NpuError):
-                raise answer
+                try:
+                    raise answer
+                finally:
+                    del answer
             yield from self._encode(answer)
 
     def cancel(self, error: NpuError | None = None) -> None:
         """Ends the stream now; the device stops at the next layer."""
+        if error is not None:
+            # Its frames hold this stream, and the stream's queue the error: a cycle around the whole program.
+            error.__traceback__ = None
         self._ended.set()
         self._answers.put(error)
 
     def finish(self, error: NpuError | None) -> None:
         """Ends the stream after the jobs that are queued."""
         try:
-            self._submit(lambda: self.cancel(error))
+            self._submit(one_step(lambda: self.cancel(error)))
         except ServerUnavailable as closed:
             self.cancel(error or closed)
 
-    def _submit(self, job: Callable[[], None]) -> None:
-        self._worker.submit(self._session.session_id, lambda: self._guard(job))
+    def _submit(self, job: Steps[None]) -> None:
+        self._worker.submit_steps(self._session.session_id, self._guard(job))
 
-    def _guard(self, job: Callable[[], None]) -> None:
-        if self._ended.is_set():
-            return
+    def _guard(self, job: Steps[None]) -> Steps[None]:
+        """The job's steps, for as long as the stream is open."""
         try:
-            job()
+            if self._ended.is_set():
+                return
+            for _ in job:
+                yield
+                if self._ended.is_set():
+                    return
         except NpuError as error:
             self.cancel(error)
         except Exception:
@@ -171,7 +181,7 @@ class ForwardStream:
             self._update_slots.release()
             self._answers.put(_Loaded(update.weights_version, time.monotonic_ns() - begin))
 
-        self._submit(load)
+        self._submit(one_step(load))
 
     def _queue_batch(self, batch: Batch) -> None:
         with self._lock:
@@ -182,23 +192,24 @@ class ForwardStream:
                 )
             self._in_flight += 1
         queued = time.monotonic_ns()
-        self._submit(lambda: self._compute(batch, queued))
+        self._submit(self._compute(batch, queued))
 
-    def _compute(self, batch: Batch, queued: int) -> None:
-        begin = time.monotonic_ns()
+    def _compute(self, batch: Batch, queued: int) -> Steps[None]:
+        """Runs a batch, a layer a step; the time of other sessions' steps in between does not count."""
+        begin = resumed = time.monotonic_ns()
+        device_ns = 0
         for tensor in self._session.program.forward(batch.data, batch.taps):
-            if self._ended.is_set():
-                log.info("session %s: batch %d is cancelled", self._session.short_id, batch.batch_id)
-                return
-            if tensor is None:
-                continue
-            self._check(batch, tensor)
-            self._telemetry.layer(self._session.latency[tensor.layer], tensor.end_ns - tensor.start_ns)
-            self._answers.put(_Tensor(batch, tensor))
-        end = time.monotonic_ns()
+            if tensor is not None:
+                self._check(batch, tensor)
+                self._telemetry.layer(self._session.latency[tensor.layer], tensor.end_ns - tensor.start_ns)
+                self._answers.put(_Tensor(batch, tensor))
+            device_ns += time.monotonic_ns() - resumed
+            yield
+            resumed = time.monotonic_ns()
+        device_ns += time.monotonic_ns() - resumed
         self._session.batches += 1
-        self._telemetry.batch(begin - queued, end - begin)
-        self._answers.put(_Done(batch, begin - queued, end - begin))
+        self._telemetry.batch(begin - queued, device_ns)
+        self._answers.put(_Done(batch, begin - queued, device_ns))
 
     def _check(self, batch: Batch, tensor: LayerTensor) -> None:
         last = len(self._session.layer_map.layers) - 1

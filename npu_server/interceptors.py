@@ -1,6 +1,7 @@
 """What every call passes through: the token, the one place where errors become statuses, metrics."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 _MAX_MESSAGE = 2_000
 # Probes of an orchestrator carry no token and learn nothing but the health.
 _OPEN_SERVICE = "/grpc.health.v1.Health/"
+_ENDLESS_SERVICES = (_OPEN_SERVICE, "/grpc.reflection.")
 
 Handler = Any  # grpc.RpcMethodHandler, whose fields gRPC leaves untyped
 
@@ -32,6 +34,7 @@ class CallInterceptor(grpc.ServerInterceptor):
     def __init__(self, telemetry: Telemetry, token: str | None = None) -> None:
         self._telemetry = telemetry
         self._token = token
+        self._open = _OpenCalls()
 
     def intercept_service(self, continuation: Callable[[Any], Handler], details: Any) -> Handler:
         """Wraps the handler that gRPC has found for a call."""
@@ -60,8 +63,13 @@ class CallInterceptor(grpc.ServerInterceptor):
             wrapped = self._single(method, behavior, allowed)
         return kind(wrapped, handler.request_deserializer, handler.response_serializer)
 
+    def wait_until_idle(self, timeout_s: float) -> bool:
+        """Waits until no call is open but those that need no end: health and reflection."""
+        return self._open.wait_until_none(timeout_s)
+
     def _single(self, method: str, behavior: Callable[..., Any], allowed: bool) -> Callable[..., Any]:
         def call(request: Any, context: grpc.ServicerContext) -> Any:
+            self._open.enter(method, context)
             with _Call(self._telemetry, method, context, allowed):
                 return behavior(request, context)
 
@@ -71,10 +79,37 @@ class CallInterceptor(grpc.ServerInterceptor):
         self, method: str, behavior: Callable[..., Iterator[Any]], allowed: bool
     ) -> Callable[..., Iterator[Any]]:
         def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            self._open.enter(method, context)
             with _Call(self._telemetry, method, context, allowed):
                 yield from behavior(request, context)
 
         return call
+
+
+class _OpenCalls:
+    """Counts the calls that a shutdown waits for."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._count = 0
+
+    def enter(self, method: str, context: grpc.ServicerContext) -> None:
+        if method.startswith(_ENDLESS_SERVICES):
+            return
+        with self._changed:
+            self._count += 1
+        # When the handler returns, its answer has yet to be sent; gRPC calls back when all is over.
+        if not context.add_callback(self._leave):
+            self._leave()
+
+    def wait_until_none(self, timeout_s: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self._count == 0, timeout_s)
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._count -= 1
+            self._changed.notify_all()
 
 
 class _Call:

@@ -16,6 +16,9 @@ from npu_wire.layer_map import LayerMap
 
 log = logging.getLogger(__name__)
 
+# Compiling is Python and shares one interpreter with the device's thread: more at once would slow that down.
+_COMPILERS = 4
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -102,6 +105,7 @@ class SessionTable:
         self._lock = threading.Lock()
         self._sessions: dict[str, Session] = {}
         self._opening = 0
+        self._compilers = threading.BoundedSemaphore(_COMPILERS)
         self._stop = threading.Event()
         self._reaper: threading.Thread | None = None
 
@@ -135,8 +139,12 @@ class SessionTable:
         Raises:
             NpuError: what the backend has against the model.
         """
+        with self._compilers:
+            self._refuse_if_closed()
+            return self._keep(self._backend.compile(model, ranges))
+
+    def _keep(self, program: Program) -> Session:
         session_id = secrets.token_hex(16)
-        program = self._worker.submit(session_id, lambda: self._backend.compile(model, ranges)).result()
         layer_map = program.layer_map
         now = self._clock()
         session = Session(
@@ -148,7 +156,12 @@ class SessionTable:
             latency=tuple(LayerLatency(layer.name, layer.op) for layer in layer_map.layers),
         )
         with self._lock:
-            self._sessions[session_id] = session
+            closed = self._stop.is_set()
+            if not closed:
+                self._sessions[session_id] = session
+        if closed:
+            self._dispose(session, None)
+        self._refuse_if_closed()
         log.info("session %s opened: %d layers", session.short_id, len(layer_map.layers))
         return session
 
@@ -216,13 +229,20 @@ class SessionTable:
             if session.stream is not None:
                 session.stream.finish(ServerUnavailable("the server is shutting down"))
 
-    def close(self) -> None:
-        """Stops the reaper and releases every session."""
-        self._stop.set()
+    def close(self, timeout_s: float) -> None:
+        """Stops the reaper, releases every session, and waits for the compilers that are at work."""
+        with self._lock:
+            self._stop.set()
         if self._reaper is not None:
             self._reaper.join()
         for session in self._snapshot():
             self.release(session.session_id)
+        end = time.monotonic() + timeout_s
+        taken = [self._compilers.acquire(timeout=max(0.0, end - time.monotonic())) for _ in range(_COMPILERS)]
+        if not all(taken):
+            log.error("a model is still being compiled; its program is dropped")
+        for _ in range(sum(taken)):
+            self._compilers.release()
 
     def count(self) -> int:
         """Open sessions."""
@@ -243,6 +263,10 @@ class SessionTable:
             )
             for session in self._snapshot()
         )
+
+    def _refuse_if_closed(self) -> None:
+        if self._stop.is_set():
+            raise ServerUnavailable("the server is shutting down; try again when it is back")
 
     def _snapshot(self) -> list[Session]:
         with self._lock:

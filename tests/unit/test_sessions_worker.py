@@ -1,6 +1,7 @@
 """The device's thread: order, turns, and errors that do not kill it."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -34,12 +35,59 @@ def test_an_exception_reaches_its_caller_only() -> None:
 
 def test_closing_finishes_what_is_queued_and_refuses_the_rest() -> None:
     """A job after close is ServerUnavailable."""
-    worker, gate = DeviceWorker(), threading.Event()
+    worker, gate, refused = DeviceWorker(), threading.Event(), threading.Event()
     worker.submit("a", gate.wait)
     queued = worker.submit("a", lambda: "done")
-    assert not worker.close(0)
-    with pytest.raises(ServerUnavailable):
-        worker.submit("a", lambda: None)
-    gate.set()
-    assert worker.close(10)
+    with ThreadPoolExecutor() as pool:
+        closing = pool.submit(worker.close, 30)
+        while not refused.wait(0.01):
+            try:
+                worker.submit("a", lambda: None)
+            except ServerUnavailable:
+                refused.set()
+        gate.set()
+        assert closing.result()
     assert queued.result() == "done"
+
+
+def test_a_session_that_just_ran_goes_behind_the_others() -> None:
+    """Also when its queue was empty while it ran."""
+    worker, began, gate, done = DeviceWorker(), threading.Event(), threading.Event(), []
+
+    def first() -> None:
+        began.set()
+        gate.wait()
+
+    worker.submit("a", first)
+    assert began.wait(30)
+    again = worker.submit("a", lambda: done.append("a"))
+    worker.submit("b", lambda: done.append("b"))
+    gate.set()
+    again.result(30)
+    assert worker.close(30)
+    assert done == ["b", "a"]
+
+
+def test_the_last_job_comes_after_every_queued_one() -> None:
+    """Whatever the queues' turns are: three sessions with work, and the device's own end."""
+    worker, gate, done = DeviceWorker(), threading.Event(), []
+    worker.submit("x", gate.wait)
+    for name in ("a", "a", "b", "c", "c", "c"):
+        worker.submit(name, lambda job=name: done.append(job))
+    assert not worker.close(0, lambda: done.append("end"))
+    gate.set()
+    assert worker.close(30)
+    assert sorted(done[:-1]) == ["a", "a", "b", "c", "c", "c"]
+    assert done[-1] == "end"
+
+
+def test_who_waits_for_a_device_that_hangs_is_told() -> None:
+    """When closing takes too long, waiting for a job ends with ServerUnavailable."""
+    worker, gate = DeviceWorker(), threading.Event()
+    hanging, waiting = worker.submit("a", gate.wait), worker.submit("a", lambda: None)
+    assert not worker.close(0)
+    for future in (hanging, waiting):
+        with pytest.raises(ServerUnavailable):
+            future.result(30)
+    gate.set()
+    assert worker.close(30)

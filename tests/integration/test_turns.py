@@ -1,0 +1,117 @@
+"""Several clients on one device: none of them waits for more than a step of another's work."""
+
+import itertools
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from fake_backend import FakeBackend, Start, expected
+from raw_client import Raw, attach, input_chunk
+
+from npu_server.app import RunningServer
+from npu_server.backends.base import BackendOptions, Program, Ranges
+from npu_wire.layer_map import Int8Array
+from npu_wire.v1 import npu_pb2
+from trainer_client.connection import connect
+
+RANGES = {"t0": (-1.0, 1.0)}
+TIMEOUT_S = 30.0
+
+
+class SlowCompiler(FakeBackend):
+    """Compiles `b"slow"` when `compiled` is set."""
+
+    def __init__(self) -> None:
+        super().__init__(BackendOptions())
+        self.compiling, self.compiled = threading.Event(), threading.Event()
+
+    def compile(self, model: bytes, ranges: Ranges) -> Program:
+        if model == b"slow":
+            self.compiling.set()
+            assert self.compiled.wait(TIMEOUT_S)
+        return super().compile(model, ranges)
+
+
+def test_a_batch_is_answered_while_another_clients_model_compiles(start: Start, batch: Int8Array) -> None:
+    """Compiling holds up neither batches nor another model."""
+    backend = SlowCompiler()
+    server = start(backend)
+    with connect(server.address, timeout_s=TIMEOUT_S) as other, connect(server.address) as npu:
+        with ThreadPoolExecutor() as pool:
+            slow = pool.submit(other.compile, b"slow", RANGES)
+            try:
+                assert backend.compiling.wait(TIMEOUT_S)
+                answer = npu.compile(b"model", RANGES).submit(batch, ()).tensor(2)
+            finally:
+                backend.compiled.set()
+            np.testing.assert_array_equal(expected(batch, 2), answer)
+            last = slow.result(TIMEOUT_S).submit(batch, ()).tensor(2)
+            np.testing.assert_array_equal(expected(batch, 2), last)
+
+
+def test_sessions_take_turns_layer_by_layer(start: Start, backend: FakeBackend, batch: Int8Array) -> None:
+    """The second session's batch runs between the layers of the first one's; bits and order stay."""
+    server = start()
+    with connect(server.address) as one, connect(server.address) as two:
+        first, second = one.compile(b"model", RANGES), two.compile(b"model", RANGES)
+        for session in (first, second):
+            session.submit(batch, ()).tensor(2)  # so both streams are open
+        backend.calls.clear()
+        backend.gate.clear()
+        while backend.layer_began.acquire(blocking=False):
+            pass
+        long = first.submit(batch, range(3))
+        assert backend.layer_began.acquire(timeout=TIMEOUT_S)
+        short = second.submit(batch - 1, ())
+        wait_for_queue(server, 1)
+        backend.gate.set()
+        for layer in range(3):
+            np.testing.assert_array_equal(expected(batch, layer), long.tensor(layer))
+        np.testing.assert_array_equal(expected(batch - 1, 2), short.tensor(2))
+    assert backend.calls[:8] == ["forward", "layer 0"] * 2 + ["layer 1"] * 2 + ["layer 2"] * 2
+
+
+def wait_for_queue(server: RunningServer, depth: int) -> None:
+    """Waits until so many jobs wait for the device."""
+    pause = threading.Event()
+    for _ in range(int(TIMEOUT_S / 0.01)):
+        if server.status().queue_depth == depth:
+            return
+        pause.wait(0.01)
+    pytest.fail(f"the device's queue has {server.status().queue_depth} jobs, not {depth}")
+
+
+@pytest.fixture
+def raw(start: Start) -> Iterator[Raw]:
+    """A client that speaks the protocol by hand."""
+    client = Raw(start().address)
+    yield client
+    client.ended.set()
+    client.channel.close()
+
+
+@pytest.mark.parametrize("end", ["cancel", "release", "replace"])
+def test_a_batch_without_taps_stops_at_the_next_layer(raw: Raw, backend: FakeBackend, end: str) -> None:
+    """A stream that is cancelled, replaced or whose session is released: the device begins no further layer."""
+    session_id = raw.compile()
+    backend.gate.clear()
+    call = raw.stub.Forward(itertools.chain([attach(session_id), input_chunk()], raw.silence()))
+    next(call)
+    assert backend.layer_began.acquire(timeout=TIMEOUT_S)
+    later = iter([attach(session_id if end == "replace" else raw.compile()), input_chunk()])
+    if end == "cancel":
+        over = threading.Event()
+        call.add_done_callback(lambda _: over.set())
+        call.cancel()
+        assert over.wait(TIMEOUT_S)
+        raw.stub.Release(npu_pb2.ReleaseRequest(session_id=session_id))
+    elif end == "release":
+        raw.stub.Release(npu_pb2.ReleaseRequest(session_id=session_id))
+    answers = raw.stub.Forward(later)
+    if end == "replace":
+        assert raw.error(call)[1] == "SessionLost"
+    backend.gate.set()
+    assert [answer.WhichOneof("kind") for answer in answers] == ["attached", "tensor", "done"]
+    assert [backend.calls.count(f"layer {k}") for k in range(3)] == [2, 1, 1]
