@@ -8,7 +8,7 @@ PROTO_OUT ?= .
 # judges and networks whose packages ask for other versions than they need: torchvision, an old numpy
 WITHOUT_DEPENDENCIES := geffnet==1.0.2 tosa-tools==2026.8.0
 
-.PHONY: install demo test test-slow conformance lint proto clean
+.PHONY: install demo test test-slow conformance fuzz-wire lint proto clean
 
 install: $(VENV)/.installed
 
@@ -30,6 +30,10 @@ test-slow: install
 # The judges, at length: rewrites docs/conformance-matrix.md.
 conformance: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.judges --write
+
+# Hostile clients against a real server, beside a well-behaved one: an hour. MINUTES=1 SEED=7 for another run.
+fuzz-wire: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz_wire --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))
 
 lint: install
 	$(BIN)/ruff check .

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 import onnx
 from onnx import ModelProto
 
-from hostile_models import expansion, operators, structures
-from hostile_models.building import RANGES, good
+from . import expansion, operators, structures
+from .building import RANGES, good
 
 __all__ = ["RANGES", "RANGE_ATTACKS", "good", "hostile_models", "ranges_for"]
 

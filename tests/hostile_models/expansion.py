@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from hostile_models.building import model, node, tensor
+from .building import model, node, tensor
 
 
 def unfolding() -> Iterator[tuple[str, ModelProto]]:

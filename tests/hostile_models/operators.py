@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from hostile_models.building import FLOAT, WEIGHT, conv, good, model, node, tensor
+from .building import FLOAT, WEIGHT, conv, good, model, node, tensor
 
 
 def attributes() -> Iterator[tuple[str, ModelProto]]:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
-from hostile_models.building import FLOAT, MIB, WEIGHT, conv, good, model, node, tensor
+from .building import FLOAT, MIB, WEIGHT, conv, good, model, node, tensor
 
 
 def nested() -> Iterator[tuple[str, ModelProto]]:

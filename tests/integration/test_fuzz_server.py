@@ -44,6 +44,7 @@ def compile_and_release(
     return None
 
 
+@pytest.mark.slow
 def test_the_server_outlives_every_hostile_model(target: RemoteTarget) -> None:
     """A refusal has class and words; after each, a good model runs as before, bit for bit."""
     sound, batch = good().SerializeToString(), np.full((1, 3, 8, 8), 77, np.int8)

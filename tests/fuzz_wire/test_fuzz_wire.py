@@ -1,0 +1,78 @@
+"""The short campaign, as a command, and the judges of its numbers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .server import Sample
+from .verdict import judge_process, judge_witness, slope_mib_per_min
+from .witness import Tally
+
+_ROOT = Path(__file__).parents[2]
+_BEFORE = Sample(at_s=0, rss_mib=500.0, threads=40, descriptors=14, sessions=1, queued=0)
+
+
+@pytest.mark.slow
+def test_a_short_campaign(tmp_path: Path) -> None:
+    """Half a minute of every attack: no wrong bit, no unanswered question, nothing grows."""
+    report = tmp_path / "report.json"
+    command = [
+        sys.executable,
+        "-m",
+        "tests.fuzz_wire",
+        "--minutes",
+        "0.5",
+        "--seed",
+        "20",
+        "--json",
+        str(report),
+    ]
+    done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    told = json.loads(report.read_text())
+    assert told["well_behaved"]["batches"] > 20
+    assert told["well_behaved"]["mismatches"] == 0
+    assert sum(sum(outcomes.values()) for outcomes in told["attacks"].values()) > 50
+
+
+def _after(**changed: float) -> Sample:
+    return Sample(**(vars(_BEFORE) | {"at_s": 1200} | changed))
+
+
+@pytest.mark.parametrize(
+    ("after", "complaint"),
+    [
+        (_after(rss_mib=565.0), "resident memory"),
+        (_after(threads=49), "threads"),
+        (_after(descriptors=19), "descriptors"),
+        (_after(sessions=2), "2 sessions"),
+        (_after(queued=9), "9 jobs"),
+    ],
+)
+def test_what_grew_is_named(after: Sample, complaint: str) -> None:
+    """Each number has its own complaint; equal numbers have none."""
+    flat = [_BEFORE, _after()]
+    assert judge_process(_BEFORE, _after(), flat) == []
+    (found,) = judge_process(_BEFORE, after, flat)
+    assert complaint in found
+
+
+def test_a_slope_is_found_in_the_second_half() -> None:
+    """Memory that rises 1 MiB a minute after the middle of 20 minutes; the first half does not count."""
+    samples = [_after(at_s=60.0 * t, rss_mib=500.0 + max(0, t - 10)) for t in range(21)]
+    assert slope_mib_per_min(samples) == pytest.approx(1.0)
+    assert slope_mib_per_min(samples[:11]) == 0.0
+    (found,) = judge_process(_BEFORE, _after(), samples)
+    assert "1.00 MiB a minute" in found
+
+
+def test_a_wrong_bit_is_a_violation() -> None:
+    """So are an error, a step that took too long, and a client that did nothing."""
+    assert judge_witness(Tally(batches=1), 60) == []
+    assert "3 of 9 elements" in judge_witness(Tally(batches=1, elements=9, mismatches=3), 60)[0]
+    assert "61.0 s" in judge_witness(Tally(batches=1, longest_step_s=61.0), 60)[0]
+    assert judge_witness(Tally(batches=1, errors=["why"]), 60) == ["why"]
+    assert "single batch" in judge_witness(Tally(), 60)[0]
