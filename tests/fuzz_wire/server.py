@@ -69,7 +69,7 @@ class ServerUnderAttack:
                 stdout=subprocess.PIPE,
                 stderr=log_file,
                 text=True,
-                env=environment | {"OMP_NUM_THREADS": "1"},
+                env=environment | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
             )
         assert self._process.stdout is not None
         lines = [self._process.stdout.readline() for _ in range(2)]
@@ -120,7 +120,7 @@ class ServerUnderAttack:
             status = self._process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             status = None
-            self._process.kill()
+            self._process.send_signal(signal.SIGABRT)  # its log then says where every thread was
             self._process.wait()
         assert self._process.stdout is not None
         self._process.stdout.close()
