@@ -1,0 +1,53 @@
+"""Scales at which a slightly wrong rule shows in a few codes of 256, which random draws rarely meet."""
+
+import pytest
+from onnx import TensorProto, helper
+
+from npu_server.numerics.elementwise import CODES
+from npu_server.numerics.profile import load_profile
+
+from . import engines
+from .cases import Scale
+from .layers import compile_layers
+from .matrix import compare
+
+HARD_SWISH = [
+    (Scale(0.015570686198771, 17), Scale(0.0077853430993855, -46)),
+    (Scale(0.011737914755940437, -34), Scale(0.01995445415377617, -114)),
+    (Scale(0.03588347136974335, 27), Scale(0.06100190058350563, 31)),
+    (Scale(0.02250012382864952, -48), Scale(0.02250012382864952, 91)),
+]
+RATIO_OF_7_TO_10 = (Scale(7 / 16, 0), Scale(10 / 16, 0))
+PINNED = [
+    *(
+        (profile, judge, "HardSwish", scales)
+        for profile, judge in (("tflm", "TFLM"), ("litert-reference", "LiteRT reference"))
+        for scales in HARD_SWISH
+    ),
+    ("tflm", "TFLM", "Relu", RATIO_OF_7_TO_10),
+    ("litert-reference", "LiteRT reference", "Relu", RATIO_OF_7_TO_10),
+    ("litert-ruy", "LiteRT ruy", "Relu", RATIO_OF_7_TO_10),
+    ("litert-xnnpack", "LiteRT XNNPACK", "Relu", RATIO_OF_7_TO_10),
+]
+
+
+@pytest.mark.parametrize(("profile", "judge", "op", "scales"), PINNED)
+def test_every_code_at_pinned_scales(profile: str, judge: str, op: str, scales: tuple[Scale, Scale]) -> None:
+    """The engine agrees on all 256 codes.
+
+    Hard swish: three and four of them depend on the nudge of its high product. Relu: 0.7 in Q31 is a little
+    more than 0.7, so that TFLM makes 5 * 0.7 a 4; LiteRT divides the scales in float32, which is a little
+    less: 3.
+    """
+    names = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 1, 16, 16]) for n in "xy"]
+    graph = helper.make_graph([helper.make_node(op, ["x"], ["y"], "node")], "layer", names[:1], names[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    ranges = {name: scale.range for name, scale in zip("xy", scales, strict=True)}
+    rules = load_profile(profile)
+    judged = compile_layers(model.SerializeToString(), ranges, rules)[-1]
+    try:
+        engine = engines.find(judge)
+    except ImportError as error:
+        pytest.skip(f"{judge} is not installed ({error}); make conformance installs it")
+    cell = compare(judged, [CODES.reshape(1, 1, 16, 16)], engine, rules)
+    assert (cell.elements, cell.mismatches) == (256, 0)
