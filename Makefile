@@ -27,9 +27,10 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
-# The judges, at length: rewrites docs/conformance-matrix.md.
+# The judges, at length, and the compiler before a second opinion: rewrites docs/conformance-*.md.
 conformance: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.judges --write
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.independent --write
 
 # Hostile clients against a real server, beside a well-behaved one: an hour. MINUTES=1 SEED=7 for another run.
 fuzz-wire: install

@@ -1,0 +1,113 @@
+"""A compiler with a defect is found out: its functions, each with one expression changed, in process."""
+
+import inspect
+import textwrap
+from collections.abc import Callable
+
+import pytest
+
+from npu_server.compile import fusion, lowering, operators, operators_elementwise, weights, windows
+from npu_server.numerics import scales
+
+from .comparison import ONNX_RUNTIME, judge
+from .random_networks import Subject, draw
+
+DEFECTS: dict[str, tuple[Callable, str, str]] = {
+    "bias truncated": (scales.quantize_weights, "np.rint(steps)", "np.trunc(steps)"),
+    "bias floored": (scales.quantize_weights, "np.rint(steps)", "np.floor(steps)"),
+    "weight scale from max instead of absmax": (
+        scales.quantize_weights,
+        "np.maximum(rows.max(axis=1), -rows.min(axis=1))",
+        "np.maximum(rows.max(axis=1), 0)",
+    ),
+    "weight codes truncated": (scales.quantize_weights, "np.rint(ratios", "np.trunc(ratios"),
+    "weight scale over 128 steps": (scales.quantize_weights, "largest / 127", "largest / 128"),
+    "dead channels at scale 1": (scales.quantize_weights, "output_scale / input_scale", "1.0"),
+    "bias without the input's scale": (scales.quantize_weights, " * input_scale)", ")"),
+    "zero point floored": (scales.activation_quantization, "np.rint", "np.floor"),
+    "zero point from -127": (scales.activation_quantization, "INT8_MIN - low", "INT8_MIN + 1 - low"),
+    "scale over 256 steps": (scales.activation_quantization, "/ 255 if", "/ 256 if"),
+    "range without 0": (
+        scales.activation_quantization,
+        "min(float(low), 0.0), max(float(high), 0.0)",
+        "float(low), float(high)",
+    ),
+    "fused clip bound off by one": (lowering._layer, "high = code_of(", "high = 1 + code_of("),
+    "fused clip bound floored": (scales.code_of, "np.float32(0.5)", "np.float32(0)"),
+    "clamp forgotten": (lowering._layer, "operation.clamp or Clamp()", "Clamp()"),
+    "batch norm without epsilon": (weights._scale_and_shift, " + np.float32(affine.epsilon)", ""),
+    "batch norm without mean": (weights._scale_and_shift, "beta - mean * scale", "beta"),
+    "bias not folded": (weights.fold, "bias * scale + shift", "bias + shift"),
+    "kernel flipped": (
+        weights.fold,
+        "if isinstance(kernel, Conv) else weight",
+        "[..., ::-1, ::-1] if isinstance(kernel, Conv) else weight",
+    ),
+    "kernel transposed": (
+        weights.fold,
+        "if isinstance(kernel, Conv) else weight",
+        "[..., ::-1] if isinstance(kernel, Conv) else weight",
+    ),
+    "alpha ignored": (weights.fold, "source.alpha != 1.0", "False"),
+    "beta ignored": (weights._bias, " * np.float32(source.beta)", ""),
+    "division as multiplication": (weights.scale_and_shift, "one / value", "value"),
+    "constant minus activation reversed": (operators_elementwise._binary, 'left and op == "sub"', "False"),
+    "transB ignored": (operators._gemm, 'given.get("transB", 0)', "weight.shape[0] != view.dims[1]"),
+    "SAME_UPPER and SAME_LOWER swapped": (windows._window, 'auto == "SAME_UPPER"', 'auto == "SAME_LOWER"'),
+    "pads left before top": (windows._pads, "pads[0], pads[1]", "pads[1], pads[0]"),
+    "pads end before begin": (
+        windows._pads,
+        "pads[0], pads[1], pads[2], pads[3]",
+        "pads[2], pads[3], pads[0], pads[1]",
+    ),
+    "SAME without dilation": (
+        windows._window,
+        "zip(size, strides, reach, strict=True)",
+        "zip(size, strides, kernel, strict=True)",
+    ),
+    "padding counted in no average": (
+        operators._pool,
+        'bool(integer(node, "count_include_pad", 0))',
+        "False",
+    ),
+    "padding folded upside down": (
+        fusion._fold_pad,
+        "own[0] + rows[0], own[1] + columns[0], own[2] + rows[1], own[3] + columns[1]",
+        "own[0] + rows[1], own[1] + columns[1], own[2] + rows[0], own[3] + columns[0]",
+    ),
+    "joined in another order": (
+        operators._concat,
+        "[v.name for v in views.values()]",
+        "[v.name for v in views.values()][::-1]",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def subjects() -> list[Subject]:
+    """Networks on which the compiler as it is has no differences."""
+    drawn = [draw(seed) for seed in range(40)]
+    assert not any(judge(subject, ONNX_RUNTIME).differences for subject in drawn[:6])
+    return drawn
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_defect_is_found(defect: str, subjects: list[Subject], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine's outputs differ from those of the changed compiler."""
+    function, old, new = DEFECTS[defect]
+    monkeypatch.setattr(function, "__code__", _changed(function, old, new))
+    found = (text for subject in subjects for text in judge(subject, ONNX_RUNTIME).differences)
+    assert any("outputs" in text for text in found)
+
+
+def _changed(function: Callable, old: str, new: str):
+    """Code of a function whose source has one expression exchanged."""
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(old) == 1, f"{function.__qualname__} no longer says {old!r} once"
+    names: dict = {}
+    exec(
+        compile(source.replace(old, new), f"<{function.__name__}, changed>", "exec"),
+        dict(function.__globals__),
+        names,
+    )
+    return names[function.__name__].__code__
