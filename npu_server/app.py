@@ -16,7 +16,8 @@ from grpc_reflection.v1alpha import reflection
 
 from npu_server.backends.base import Backend
 from npu_server.config import ServeConfig
-from npu_server.dashboard import HttpServer, create_dashboard
+from npu_server.dashboard import create_dashboard
+from npu_server.http_server import HttpServer
 from npu_server.interceptors import CallInterceptor
 from npu_server.service import NpuService
 from npu_server.sessions import SessionTable
@@ -80,7 +81,7 @@ class RunningServer:
             if config.http_enabled:
                 http = parse_endpoint(config.http)
                 app = create_dashboard(self.status, self.telemetry.registry)
-                self._http = HttpServer(app, http.host, http.port)
+                self._http = HttpServer(app, http.host, http.port, config.http_host_names)
                 self.http_address = self._http.address
             self._set_serving(True)
             mark = self._capabilities.fingerprint

@@ -34,6 +34,9 @@ class ServeConfig(BaseModel):
     backend_option: dict[str, str] = Field({}, description="key=value for the backend, repeatable")
     listen: str = Field("127.0.0.1:50051", description="gRPC address: HOST:PORT (0: any port) or unix:PATH")
     http: str = Field("127.0.0.1:8080", description="HTTP address of status and metrics; off disables")
+    http_hosts: str = Field(
+        "", description="names, with commas, that HTTP requests may call it by; localhost and IPs always may"
+    )
     insecure: bool = Field(False, description="allow addresses that other machines reach without TLS")
     tls_cert: Path | None = Field(None, description="PEM file of the server's certificate chain")
     tls_key: Path | None = Field(None, description="PEM file of its private key")
@@ -78,6 +81,11 @@ class ServeConfig(BaseModel):
     def http_enabled(self) -> bool:
         """Whether there is an HTTP side."""
         return self.http not in ("", "off")
+
+    @property
+    def http_host_names(self) -> tuple[str, ...]:
+        """Host names that HTTP requests may call the server by."""
+        return tuple(name.strip() for name in self.http_hosts.split(",") if name.strip())
 
     @property
     def limits(self) -> Limits:
