@@ -1,9 +1,11 @@
 """Rewrites that merge operations into the layers of an NPU."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Container
 from dataclasses import replace
 from functools import partial
+from heapq import heappop, heappush
 
 from npu_server.compile.constants import Constants
 from npu_server.compile.graph import (
@@ -95,25 +97,31 @@ def _smallest_function(
     """
     if not _is_elementwise(sink, constants):
         return None
-    chosen, found = [sink], None
-    while True:
-        outputs = {step.output for step in chosen}
-        frontier = {name for step in chosen for name in step.inputs} - outputs
-        if len(frontier) == 1 and _needs_table(chosen, outputs):
+    chosen: list[Operation] = []
+    reads: Counter[str] = Counter()  # by the chosen steps
+    clamped: set[str] = set()
+    frontier: set[str] = set()
+    candidates = [(0, sink)]
+    needs_table, found = False, None
+    while candidates and len(chosen) < _LONGEST_FUNCTION:
+        # The latest first: so nothing is taken in that comes before the one activation it all depends on.
+        _, step = heappop(candidates)
+        chosen.append(step)
+        # A lone Relu or a lone multiplication by a constant has a cheaper place than a table.
+        needs_table |= isinstance(step.kernel, Function | Add | Sub | Mul | Choose) or step.output in clamped
+        clamped.update(step.inputs if isinstance(step.kernel, Clamp) else ())
+        frontier.discard(step.output)
+        frontier.update(step.inputs)
+        reads.update(step.inputs)
+        if len(frontier) == 1 and needs_table:
             found = sorted(chosen, key=lambda step: position[step.output])
             if calibrated is None or next(iter(frontier)) in calibrated:
                 return found
-        candidates = [
-            producer[name]
-            for name in frontier
-            if name in producer
-            and _is_elementwise(producer[name], constants)
-            and uses[name] == sum(step.inputs.count(name) for step in chosen)
-        ]
-        if not candidates or len(chosen) == _LONGEST_FUNCTION:
-            return found
-        # The latest first: so nothing is taken in that comes before the one activation it all depends on.
-        chosen.append(max(candidates, key=lambda step: position[step.output]))
+        for name in set(step.inputs):
+            before = producer.get(name)
+            if before is not None and uses[name] == reads[name] and _is_elementwise(before, constants):
+                heappush(candidates, (-position[name], before))
+    return found
 
 
 def _is_elementwise(operation: Operation, constants: Constants) -> bool:
@@ -121,15 +129,6 @@ def _is_elementwise(operation: Operation, constants: Constants) -> bool:
     if isinstance(kernel, Affine):
         return kernel.per_tensor
     return isinstance(kernel, Function | Clamp | Add | Sub | Mul | Choose)
-
-
-def _needs_table(steps: list[Operation], outputs: set[str]) -> bool:
-    """A lone Relu or a lone multiplication by a constant has a cheaper place than a table."""
-    return any(
-        isinstance(step.kernel, Function | Add | Sub | Mul | Choose)
-        or (isinstance(step.kernel, Clamp) and any(name in outputs for name in step.inputs))
-        for step in steps
-    )
 
 
 def _fold_pad(producer: Operation, follower: Operation) -> Operation | None:
