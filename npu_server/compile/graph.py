@@ -290,7 +290,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Graph:
-    """A network with one input and one output, in the order of execution."""
+    """A network with one input and one output, in the order of execution: the last operation yields it."""
 
     input: str
     input_shape: Shape

@@ -58,7 +58,7 @@ class Importer:
             raise UnsupportedModel(
                 f"output {self._model.graph.output[0].name!r} must have the batch as first dimension"
             )
-        return g.Graph(name, shape, view.name, tuple(self._operations))
+        return g.Graph(name, shape, view.name, _needed(self._operations, view.name))
 
     def _shape_at(self, name: str, batch: int) -> g.Shape | None:
         view = self._views.get(name)
@@ -198,6 +198,19 @@ def refuse(node: NodeProto, reason: str) -> UnsupportedModel:
 def attributes(node: NodeProto) -> dict[str, object]:
     """Attributes of a node by name."""
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+
+
+def _needed(operations: list[g.Operation], output: str) -> tuple[g.Operation, ...]:
+    """Those that the output derives from: a live node may have operations beside the one that counts.
+
+    What is left ends with the output's own operation, since it derives from all others.
+    """
+    needed, kept = {output}, []
+    for operation in reversed(operations):
+        if operation.output in needed:
+            needed.update(operation.inputs)
+            kept.append(operation)
+    return tuple(reversed(kept))
 
 
 def _live_nodes(model: ModelProto) -> list[bool]:

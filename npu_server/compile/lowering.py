@@ -97,6 +97,7 @@ def lower(
         NotCalibrated: a range is missing.
         InvalidInput: a range that is not finite or of zero width.
     """
+    assert graph.operations[-1].output == graph.output, "the last layer must yield the network's output"
     names = {graph.input: -1}
     quantizations = {graph.input: _from_range(graph.input, ranges, profile)}
     layers: list[Layer] = []

@@ -44,8 +44,8 @@ def _conv(im: Importer, node: NodeProto) -> None:
     out = weight.shape[1] * groups if transposed else weight.shape[0]
     if out % groups or channels % groups:
         raise refuse(node, f"{out} output channels do not divide into {groups} groups")
-    if bias is not None and bias.size != out:
-        raise refuse(node, f"bias of {bias.size} entries for {out} output channels")
+    if bias is not None and bias.shape != (out,):
+        raise refuse(node, f"bias of shape {bias.shape} for {out} output channels")
     kernel = (weight.shape[2], weight.shape[3]) if rank == 4 else (1, weight.shape[2])
     stuffing = None
     if transposed:
@@ -67,11 +67,16 @@ def _gemm(im: Importer, node: NodeProto) -> None:
     if given.get("transA", 0) or len(view.dims) != 2 or view.axis != 0 or weight is None or weight.ndim != 2:
         raise refuse(node, "needs (N, K) times a constant (K, M), A not transposed")
     inner, outer = weight.shape if transposed else weight.shape[::-1]
-    if inner != view.dims[1] or (bias is not None and bias.size not in (1, outer)):
+    if inner != view.dims[1] or (bias is not None and bias.shape not in _row_shapes(outer)):
         raise refuse(node, f"weight {weight.shape} or bias does not fit the input (N, {view.dims[1]})")
     alpha, beta = (float(given.get(key, 1.0)) for key in ("alpha", "beta"))  # type: ignore[arg-type]
     weights = g.Weights(node.input[1], _optional_name(node, 2), outer, transposed, alpha, beta)
     im.emit_like(node, [view.name], g.Gemm(weights), view.with_dims((view.dims[0], outer)))
+
+
+def _row_shapes(width: int) -> tuple[g.Shape, ...]:
+    """Shapes of what is added to each row alike."""
+    return ((), (1,), (1, 1), (width,), (1, width))
 
 
 def _matmul(im: Importer, node: NodeProto) -> None:

@@ -1,5 +1,7 @@
 """ONNX nodes that work element by element -> operations."""
 
+from typing import TypeGuard
+
 import numpy as np
 from onnx import NodeProto
 
@@ -101,10 +103,15 @@ def _reciprocal(im: Importer, node: NodeProto, view: View) -> None:
     im.emit_like(node, [view.name], g.Function("Reciprocal", alpha=value), view)
 
 
+def _is_number(value: Array | None, view: View) -> TypeGuard[Array]:
+    """True for one number that does not add dimensions to the activation beside it."""
+    return value is not None and value.size == 1 and value.ndim <= len(view.dims)
+
+
 def _pow(im: Importer, node: NodeProto) -> None:
     view = im.view(node, 0)
     exponent = im.constant(node, 1, "the exponent")
-    if exponent is None or exponent.size != 1 or im.constants[node.input[1]].parameters:
+    if not _is_number(exponent, view) or im.constants[node.input[1]].parameters:
         raise refuse(node, "the exponent must be one fixed number")
     im.emit_like(node, [view.name], g.Function("Pow", alpha=float(exponent.reshape(-1)[0])), view)
 
@@ -131,8 +138,7 @@ def _bound(im: Importer, node: NodeProto) -> None:
         raise refuse(node, "the NPU bounds one activation by one constant")
     view = im.view(node, constant.index(False))
     value = im.constant(node, constant.index(True), "the bound")
-    assert value is not None
-    if value.size != 1 or not np.isfinite(value).all():
+    if not _is_number(value, view) or not np.isfinite(value).all():
         raise refuse(node, "the bound must be one finite number")
     bound = float(value.reshape(-1)[0])
     clamp = g.Clamp(low=bound) if node.op_type == "Max" else g.Clamp(high=bound)
@@ -157,7 +163,7 @@ def _compare(im: Importer, node: NodeProto) -> None:
     """An activation against a number, as softplus arrives; only a table has room for it."""
     view = im.view(node, 0)
     value = im.constant(node, 1, "the right operand")
-    if value is None or value.size != 1:
+    if not _is_number(value, view):
         raise refuse(node, "compares an activation with one number only")
     im.emit_like(node, [view.name], g.Function(node.op_type, alpha=float(value.reshape(-1)[0])), view)
 
@@ -169,12 +175,30 @@ def _where(im: Importer, node: NodeProto) -> None:
         chosen = 1 if condition.all() else 2
         if not (condition.all() or not condition.any()):
             raise refuse(node, "a condition that differs between elements is not an operator of the NPU")
-        im.alias(node, im.view(node, chosen))
+        view = im.view(node, chosen)
+        if not _fits(im, node, view):
+            raise refuse(node, f"its inputs broadcast {list(view.dims)} to another shape; expand it first")
+        im.alias(node, view)
         return
     views = [im.view(node, i) for i in range(3)]
     if len({(v.dims, v.placement) for v in views}) != 1:
         raise refuse(node, "condition and values must have one shape")
     im.emit_like(node, [v.name for v in views], g.Choose(), views[0])
+
+
+def _fits(im: Importer, node: NodeProto, view: View) -> bool:
+    """Whether a node's inputs broadcast to the shape of one of them, whatever the size of the batch."""
+    for i, batch in enumerate(PROBE_BATCHES):
+        shapes = [
+            im.constants[name].values[i].shape if name in im.constants else im.view(node, j).at(batch)
+            for j, name in enumerate(node.input)
+        ]
+        try:
+            if np.broadcast_shapes(*shapes) != view.at(batch):
+                return False
+        except ValueError:
+            return False
+    return True
 
 
 def _prelu(im: Importer, node: NodeProto) -> None:
