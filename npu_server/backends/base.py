@@ -106,7 +106,7 @@ class Program(Protocol):
 
     @property
     def layer_map(self) -> LayerMap:
-        """Every INT8 tensor of the program, constant for its life; the last layer yields the model's output."""
+        """Every INT8 tensor, the same for the program's life; the last layer yields the model's output."""
         ...
 
     def load_weights(self, tensors: Mapping[str, Float32Array]) -> None:

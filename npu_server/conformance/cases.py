@@ -272,6 +272,9 @@ def _movements() -> Iterator[Case]:
         helper.make_node("Concat", ["b", "a"], [OUTPUT], "join", axis=1),
     )
     yield Case("Split", "halves, swapped", halves, _IMAGE)
+    for title, outputs in (("first half", [OUTPUT, "b"]), ("second half", ["a", OUTPUT])):
+        half = helper.make_node("Split", [INPUT], outputs, "node_under_test_Split", axis=1, num_outputs=2)
+        yield Case("Split", title, (half,), _IMAGE)
     yield from _sequences()
 
 

@@ -156,7 +156,13 @@ def in_process_checks() -> Iterator[tuple[str, Callable[[Probe], None]]]:
     """Every check that needs the backend itself: what it is about, and the check."""
     groups: dict[str, tuple[Callable[[Probe], None], ...]] = {
         "memory": (tensors_stay, input_stays, memory_layout),
-        "iteration": (ordered_and_timed, abandoned_batch, closed_while_running, paused_between_layers, negative_tap),
+        "iteration": (
+            ordered_and_timed,
+            abandoned_batch,
+            closed_while_running,
+            paused_between_layers,
+            negative_tap,
+        ),
         "lifecycle": (close_twice,),
     }
     for group, checks in groups.items():

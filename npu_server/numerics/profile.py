@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from npu_server.numerics.combinations import check_combinations, listed
 from npu_server.numerics.rules import (
     HOST_OPERATORS,
     AccumulatorRule,
@@ -22,6 +23,7 @@ from npu_server.numerics.rules import (
     RequantizeRule,
     WeightRule,
 )
+from npu_server.numerics.version import ARITHMETIC_VERSION
 from npu_wire.errors import InvalidProfile
 
 _SHIPPED = resources.files("npu_server").joinpath("profiles")
@@ -56,8 +58,9 @@ class Profile:
 
     @property
     def hash(self) -> str:
-        """SHA-256 (hex) of what decides about bits."""
-        content = {f.name: dataclasses.asdict(getattr(self, f.name)) for f in _sections()}
+        """SHA-256 (hex) of what decides about bits: every key, and the version of what reads them."""
+        content: dict[str, Any] = {f.name: dataclasses.asdict(getattr(self, f.name)) for f in _sections()}
+        content["arithmetic"] = ARITHMETIC_VERSION
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def requantize_in(self, operator: str) -> RequantizeRule:
@@ -82,7 +85,8 @@ def load_profile(name_or_path: str) -> Profile:
     """Reads a shipped profile by name, or a file by path (anything that ends in .toml).
 
     Raises:
-        InvalidProfile: no such profile or file, unknown or missing key, illegal value.
+        InvalidProfile: no such profile or file, unknown or missing key, illegal value, or a file that calls
+            itself as a shipped profile is called.
     """
     if name_or_path in list_profiles():
         return parse_profile(
@@ -97,7 +101,12 @@ def load_profile(name_or_path: str) -> Profile:
         text = Path(name_or_path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidProfile(f"profile {name_or_path}: cannot be read ({error})") from error
-    return parse_profile(text, name_or_path)
+    profile = parse_profile(text, name_or_path)
+    if profile.name in list_profiles():
+        raise InvalidProfile(
+            f"profile {name_or_path}: name = {profile.name!r} is that of a shipped profile; choose another"
+        )
+    return profile
 
 
 def parse_profile(text: str, file: str) -> Profile:
@@ -124,11 +133,10 @@ def parse_profile(text: str, file: str) -> Profile:
         if not isinstance(words[key], list) or not all(isinstance(word, str) for word in words[key]):
             raise InvalidProfile(f"profile {file}: {key} must be a list of strings")
     rules = {f.name: _rule(file, f.name, f.type, content[f.name]) for f in _sections() if f.name in content}
-    profile = Profile(
+    check_combinations(file, content)
+    return Profile(
         words["name"], words["description"], tuple(words["judged_by"]), tuple(words["unjudged"]), **rules
     )
-    _check_combinations(file, profile)
-    return profile
 
 
 def _rule(file: str, name: str, cls: Any, table: object) -> Any:
@@ -172,75 +180,3 @@ def _check_keys(file: str, prefix: str, table: dict[str, Any], legal: set[str], 
     for key in sorted(required):
         if key not in table:
             raise InvalidProfile(f"profile {file}: missing key {prefix}{key}")
-
-
-_ROUNDINGS = {
-    ("q31", 1): ("half_up", "half_away"),
-    ("q31", 2): ("half_away", "half_up"),
-    ("float32", 1): ("half_even",),
-    ("power_of_two", 1): ("floor", "half_up", "half_away"),
-}
-
-
-def _check_combinations(file: str, profile: Profile) -> None:
-    """Refuses keys that are legal one by one but mean nothing together."""
-    _check_requantize(file, "requantize", profile.requantize, profile)
-    for f in dataclasses.fields(Exceptions):
-        rule = getattr(profile.exceptions, f.name)
-        if rule is not None:
-            _check_requantize(file, f"exceptions.{f.name}", rule, profile)
-    if profile.accumulator.where == "every_mac" and profile.accumulator.overflow == "wrap":
-        raise InvalidProfile(
-            f"profile {file}: accumulator.where = 'every_mac' needs accumulator.overflow = 'saturate'; a "
-            "register that wraps ends at the same sum either way: write 'sum'"
-        )
-    if (profile.add.method == "shifted_int32") != (profile.add.left_shift > 0):
-        raise InvalidProfile(
-            f"profile {file}: add.left_shift (1..20) belongs to add.method = 'shifted_int32', and only there"
-        )
-    for name, foreign in (("mean", ("reciprocal", "float32_sum")), ("average_pool", ("float32_codes",))):
-        method = getattr(profile, name).method
-        if method in foreign:
-            legal = [m for m in _key_values(AverageRule, "method") if m not in foreign]
-            raise InvalidProfile(
-                f"profile {file}: {name}.method = {method!r}; legal for {name}: {listed(tuple(legal))}"
-            )
-    for name, average in (("average_pool", profile.average_pool), ("mean", profile.mean)):
-        if (average.method == "input_scale") != bool(average.rounding):
-            raise InvalidProfile(
-                f"profile {file}: {name}.rounding belongs to {name}.method = 'input_scale' only"
-            )
-
-
-def _key_values(cls: Any, key: str) -> tuple[Any, ...]:
-    values: tuple[Any, ...] = next(f for f in dataclasses.fields(cls) if f.name == key).metadata["legal"]
-    return values
-
-
-def _check_requantize(file: str, key: str, rule: RequantizeRule, profile: Profile) -> None:
-    if (rule.multiplier, rule.steps) not in _ROUNDINGS:
-        raise InvalidProfile(f"profile {file}: {key}.steps = 2 needs {key}.multiplier = 'q31'")
-    legal = _ROUNDINGS[rule.multiplier, rule.steps]
-    if rule.rounding not in legal:
-        raise InvalidProfile(
-            f"profile {file}: {key}.rounding = {rule.rounding!r} with multiplier {rule.multiplier!r} "
-            f"and steps {rule.steps}; legal: {listed(legal)}"
-        )
-    powers = profile.weights.scale == profile.activations.scale == "power_of_two"
-    if rule.multiplier == "power_of_two" and not powers:
-        raise InvalidProfile(
-            f"profile {file}: {key}.multiplier = 'power_of_two' needs weights.scale and "
-            "activations.scale = 'power_of_two'"
-        )
-    if rule.zero_point == "before_rounding" and (rule.multiplier != "float32" or key != "exceptions.mul"):
-        raise InvalidProfile(
-            f"profile {file}: {key}.zero_point = 'before_rounding' needs multiplier 'float32', and exists in "
-            "exceptions.mul only; elsewhere: 'after_rounding'"
-        )
-
-
-def listed(values: tuple[Any, ...]) -> str:
-    """Legal values for a message: `1..32` for a long run of integers."""
-    if len(values) > 4 and all(type(value) is int for value in values):
-        return f"{values[0]}..{values[-1]}"
-    return ", ".join(repr(value) for value in values)

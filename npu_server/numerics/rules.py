@@ -66,8 +66,8 @@ class AccumulatorRule:
         overflow: "saturate" or "wrap".
         where: "sum": overflow acts once, on the finished sum with its bias. "every_mac": the register begins
             with the bias and saturates after each product; products come kernel row by kernel row, column by
-            column, and for each position input channel by input channel. (Wrapping is the same in both; a
-            product of two activations overflows on its sum in any case.)
+            column, and for each position input channel by input channel; those of two activations (MatMul)
+            begin with 0 and come one by one along the axis that is summed up. (Wrapping is the same in both.)
     """
 
     bits: int = _key(*range(8, 33))
@@ -104,12 +104,12 @@ class Exceptions:
         grouped: convolutions in groups of more than one channel.
         fully_connected: Gemm, and MatMul by a constant.
         matmul: MatMul of two activations.
-        add: the rescalings inside "shifted_int32" and "int8" additions.
+        add: the rescalings of the methods "shifted_int32" and "int8".
         mul: product of two activations.
         concat: the operands of a concatenation, by its method "requantize".
         clamp: a lone Relu or Clip.
-        mean: average over whole images.
-        average_pool: of the methods "requantize" and "reciprocal".
+        mean: average over axes, by its method "requantize".
+        average_pool: by its method "requantize".
     """
 
     grouped: RequantizeRule | None = None

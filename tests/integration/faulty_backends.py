@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -207,6 +208,16 @@ class DeclaresUnknown(VendorBackend):
     operators = (*VendorBackend.operators, "Frobnicate")
 
 
+class AnotherOutput(VendorBackend):
+    """Returns the first of two layers that are added."""
+
+    def compile(self, model: bytes, ranges: Ranges) -> Program:
+        network = onnx.load_from_string(model)
+        if "Add" in [node.op_type for node in network.graph.node[2:]]:
+            network.graph.output[0].name = network.graph.node[0].output[0]
+        return super().compile(network.SerializeToString(), ranges)
+
+
 class RefusesVaguely(VendorBackend):
     def refusal(self, node: onnx.NodeProto) -> NpuError:
         return UnsupportedModel("this model cannot run")
@@ -215,6 +226,34 @@ class RefusesVaguely(VendorBackend):
 class RefusesAsInvalid(VendorBackend):
     def refusal(self, node: onnx.NodeProto) -> NpuError:
         return InvalidInput(f"node '{node.name}' ({node.op_type}): this NPU has no such operator")
+
+
+class GrowsFirmware(VendorBackend):
+    """Says another thing each time that it is opened."""
+
+    def __init__(self, options: BackendOptions) -> None:
+        super().__init__(options)
+        self._opened = 0
+
+    def open(self) -> Capabilities:
+        known = super().open()
+        self._opened += 1
+        return replace(known, fingerprint=replace(known.fingerprint, firmware=str(self._opened)))
+
+
+class OneAtATime(VendorProgram):
+    """A program's buffers are the device's, so that another one's batch writes into them."""
+
+    running: ClassVar[list["OneAtATime"]] = []
+
+    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor | None]:
+        self.running[:] = [self]
+        yield from super().forward(batch, taps)
+
+    def yielded(self, layer: LayerSpec, data: Int8Array, taps: Collection[int]) -> Int8Array:
+        if self.running != [self]:
+            data.flat[0] ^= 1
+        return data
 
 
 class OwnArithmetic(VendorBackend):

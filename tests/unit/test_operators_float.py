@@ -181,7 +181,7 @@ def test_host_operators_are_refused_where_the_profile_leaves_them_out(case: Case
     """Without [host_float] there is no softmax, and the backend does not claim one."""
     shipped = resources.files("npu_server").joinpath("profiles", "tflm.toml").read_text()
     bare = tmp_path / "bare.toml"
-    bare.write_text(shipped.split("[host_float]")[0])
+    bare.write_text(shipped.split("[host_float]")[0].replace('"tflm"', '"bare"'))
     backend = ReferenceBackend(BackendOptions(profile=str(bare)))
     op = case[1][0].op_type
     assert op not in backend.open().operators

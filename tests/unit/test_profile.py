@@ -5,6 +5,7 @@ from importlib import resources
 import pytest
 
 from npu_server.numerics.profile import list_profiles, load_profile, parse_profile
+from npu_server.numerics.version import ARITHMETIC_VERSION
 from npu_wire.errors import InvalidProfile
 
 TFLM = resources.files("npu_server").joinpath("profiles/tflm.toml").read_text("utf-8")
@@ -85,6 +86,112 @@ def test_illegal_profile_is_refused(old: str, new: str, message: str) -> None:
     assert old in TFLM
     with pytest.raises(InvalidProfile, match=message):
         parse_profile(TFLM.replace(old, new, 1), "f")
+
+
+def shipped(name: str) -> str:
+    """Text of a shipped profile."""
+    return resources.files("npu_server").joinpath(f"profiles/{name}.toml").read_text("utf-8")
+
+
+def exception(name: str) -> str:
+    """A table [exceptions.NAME] that is legal by itself."""
+    return f'\n[exceptions.{name}]\nmultiplier = "q31"\nrounding = "half_up"\nsteps = 1\n'
+
+
+@pytest.mark.parametrize(
+    ("profile", "addition", "message"),
+    [
+        ("onnxruntime", exception("add"), r"exceptions\.add is ignored with add\.method = 'float32_fma'"),
+        ("litert-xnnpack", exception("add"), r"exceptions\.add .* add\.method = 'multiplier_21bit'"),
+        ("onnxruntime", exception("concat"), r"exceptions\.concat .* concat\.method = 'table'"),
+        ("litert-xnnpack", exception("concat"), r"exceptions\.concat .* 'multiplier_8bit'"),
+        ("litert-xnnpack", exception("mean"), r"exceptions\.mean .* mean\.method = 'float32_codes'"),
+        ("tflm", exception("average_pool"), r"exceptions\.average_pool .* = 'input_scale'"),
+        ("tosa-double", exception("average_pool"), r"exceptions\.average_pool .* = 'reciprocal'"),
+        ("onnxruntime", exception("average_pool"), r"exceptions\.average_pool .* = 'float32_sum'"),
+    ],
+)
+def test_an_exception_that_nothing_reads_is_refused(profile: str, addition: str, message: str) -> None:
+    """The message names the key that decides; beside the method that reads it, the same table is legal."""
+    with pytest.raises(InvalidProfile, match=message):
+        parse_profile(shipped(profile) + addition, "f")
+    parse_profile(shipped("pow2-trunc") + addition, "f")
+
+
+@pytest.mark.parametrize(
+    ("profile", "old", "new", "message"),
+    [
+        (
+            "onnxruntime",
+            'method = "float32_fma"',
+            'method = "float32_fma"\nleft_shift = 20',
+            r"add\.left_shift is ig",
+        ),
+        (
+            "onnxruntime",
+            'method = "float32_fma"',
+            'method = "float32_fma"\nleft_shift = 0',
+            r"add\.left_shift is ig",
+        ),
+        ("tflm", "left_shift = 20", "left_shift = 0", r"add\.left_shift is missing or 0"),
+        (
+            "tosa-double",
+            '"reciprocal"',
+            '"reciprocal"\nrounding = "floor"',
+            r"average_pool\.rounding is ignored",
+        ),
+        (
+            "tflm",
+            '[mean]\nmethod = "requantize"',
+            '[mean]\nmethod = "requantize"\nrounding = "floor"',
+            r"mean\.rounding",
+        ),
+        (
+            "tflm",
+            '[mean]\nmethod = "requantize"',
+            '[mean]\nmethod = "input_scale"',
+            r"mean\.rounding is missing",
+        ),
+        (
+            "onnxruntime",
+            "steps = 1\n\n[add]",
+            'steps = 1\nratio = "float32"\n\n[add]',
+            r"requantize\.ratio is ignored",
+        ),
+        (
+            "onnxruntime",
+            "steps = 1\n\n[add]",
+            'steps = 1\nratio = "float64"\n\n[add]',
+            r"requantize\.ratio is ignored",
+        ),
+        (
+            "tflm",
+            'kind = "affine"',
+            'kind = "symmetric"',
+            r"lut\.output = 'fixed' brings zero points",
+        ),
+    ],
+)
+def test_a_key_that_nothing_reads_is_refused(profile: str, old: str, new: str, message: str) -> None:
+    """Whatever its value: a profile says nothing that does not count."""
+    assert old in shipped(profile)
+    with pytest.raises(InvalidProfile, match=message):
+        parse_profile(shipped(profile).replace(old, new, 1), "f")
+
+
+def test_a_file_does_not_take_a_shipped_name(tmp_path) -> None:
+    """Whoever reads "tflm" in a fingerprint may rely on what ships under it, whatever --profile PATH says."""
+    path = tmp_path / "mine.toml"
+    path.write_text(TFLM.replace("bits = 32", "bits = 24"))
+    with pytest.raises(InvalidProfile, match=r"mine\.toml: name = 'tflm' is that of a shipped profile"):
+        load_profile(str(path))
+
+
+def test_hash_covers_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same keys read by another version of the arithmetic are another arithmetic."""
+    before = load_profile("tflm").hash
+    monkeypatch.setattr("npu_server.numerics.profile.ARITHMETIC_VERSION", ARITHMETIC_VERSION + 1)
+    assert load_profile("tflm").hash != before
 
 
 @pytest.mark.parametrize("name", ["", "nothing", "nowhere/to/be/found.toml"])

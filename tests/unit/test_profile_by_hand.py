@@ -211,3 +211,20 @@ def test_sum_wraps_at_16_bits(backend: type[Backend]) -> None:
     )
     batch = np.array([[127] * 4, [-128] * 4, [127, 0, 0, 0]], np.int8)
     assert net.run(backend, batch)["y"].reshape(-1).tolist() == [-2, 1, 32]
+
+
+@each_backend
+def test_product_of_activations_saturates_on_every_multiplication(backend: type[Backend]) -> None:
+    """Ten times 127 * 127 and ten times its opposite, in 18 bits: 131,071 - 161,290 = -30,219, not 0.
+
+    At the output's scale 1024 that is -29.51, code -30. A register that overflows once holds 0, code 0.
+    """
+    nodes = [
+        helper.make_node("Split", ["x"], ["a", "b"], "split", axis=1, num_outputs=2),
+        helper.make_node("Transpose", ["b"], ["c"], "transpose", perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["a", "c"], ["y"], "product"),
+    ]
+    batch = np.array([[[127] * 20, [127] * 10 + [-127] * 10]], np.int8)
+    ranges = {"x": 127.5, "y": 127.5 * 1024}
+    assert run(backend, "acc18", nodes, {}, ranges, batch) == [-30]
+    assert run(backend, "tflm", nodes, {}, ranges, batch) == [0]
