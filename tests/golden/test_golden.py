@@ -3,20 +3,26 @@
 import json
 from pathlib import Path
 
+import make_golden
 import numpy as np
 import pytest
 from judges.layers import Unjudged, compile_layers
 from judges.onnx_qlinear import OnnxRuntimeJudge
+from make_golden import PROFILES, RECORD, changed_cases, digest, outputs_of
 from safetensors import safe_open
 
 from npu_server.backends.base import BackendOptions
 from npu_server.compile.graph import AveragePool, Conv, MaxPool
 from npu_server.conformance.targets import LocalTarget, run_all
-from npu_server.numerics.profile import load_profile
+from npu_server.numerics.profile import list_profiles, load_profile
+from npu_server.numerics.version import ARITHMETIC_VERSION
 from npu_server.registry import create_backend
 
 FOLDER = Path(__file__).parent
-PROFILES = ("tflm", "onnxruntime", "pow2-trunc", "acc16")
+REMEDY = (
+    "Profiles yield other bits than their hash promises. If that is right, raise ARITHMETIC_VERSION in "
+    "npu_server/numerics/version.py and run tests/golden/make_golden.py"
+)
 
 
 def read(name: str) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, str]]:
@@ -71,3 +77,39 @@ def test_onnxruntime_holds_to_the_vectors_of_its_profile() -> None:
             operators.add(judged.layer.spec.op)
     assert {"Conv", "Gemm", "Add", "Mul", "Concat", "Mean", "AveragePool"} <= operators
     assert compared > 20_000
+
+
+def test_every_profile_yields_what_its_version_yielded() -> None:
+    """A rule that was changed without a new version of the arithmetic would leave hashes equal."""
+    record, (given, about) = json.loads(RECORD.read_text("utf-8")), read("cases")
+    assert record["version"] == ARITHMETIC_VERSION, REMEDY
+    assert record["digests"].keys() == set(list_profiles()), REMEDY
+    for profile in list_profiles():
+        found = {case: digest(tensors) for case, tensors in outputs_of(profile, given, about).items()}
+        assert changed_cases({profile: record["digests"][profile]}, {profile: found}) == [], REMEDY
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_kept_tensors_are_those_of_the_version(profile: str) -> None:
+    """Golden files that were changed by hand, or without a new version, do not fit the record."""
+    record, (golden, _) = json.loads(RECORD.read_text("utf-8")), read(profile)
+    assert {case: digest(tensors) for case, tensors in golden.items()} == record["digests"][profile], REMEDY
+
+
+def test_new_bits_are_not_written_under_an_old_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make_golden.py` says what changed and what to do, and writes nothing; with a new version it writes."""
+    record = json.loads(RECORD.read_text("utf-8"))
+    record["digests"]["tosa-single"]["Add, broadcast"] = "0" * 16
+    monkeypatch.setattr(make_golden, "FOLDER", tmp_path)
+    monkeypatch.setattr(make_golden, "RECORD", tmp_path / RECORD.name)
+    make_golden.RECORD.write_text(json.dumps(record), "utf-8")
+    with pytest.raises(
+        SystemExit, match="1 cases yield other bits .*'tosa-single: Add, broadcast'.* raise ARITH"
+    ):
+        make_golden.main()
+    assert [path.name for path in tmp_path.iterdir()] == [RECORD.name]
+    monkeypatch.setattr(make_golden, "ARITHMETIC_VERSION", ARITHMETIC_VERSION + 1)
+    make_golden.main()
+    assert json.loads(make_golden.RECORD.read_text("utf-8"))["version"] == ARITHMETIC_VERSION + 1
