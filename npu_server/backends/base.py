@@ -162,7 +162,8 @@ class Backend(Protocol):
     def probe(self) -> Health:
         """Asks the device whether it is well: after `open`, and while it serves.
 
-        That is wherever the caller has control, so also between two layers of a batch. It takes less than a second, changes nothing, and answers for a dead device too instead of raising.
+        That is wherever the caller has control, so also between two layers of a batch. It takes less than a
+        second, changes nothing, and answers for a dead device too instead of raising.
         """
         ...
 

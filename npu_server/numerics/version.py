@@ -2,4 +2,4 @@
 
 ARITHMETIC_VERSION = 1
 """Part of every profile's hash. Raise it by one with every change, here or in the compiler, after which a
-profile yields another bit than before; then run `python tests/golden/make_golden.py` and commit what it writes."""
+profile yields another bit than before; then commit what `python tests/golden/make_golden.py` writes."""

@@ -83,8 +83,9 @@ def main() -> None:
     changed = changed_cases(record["digests"], digests)
     if changed and record["version"] == ARITHMETIC_VERSION:
         sys.exit(
-            f"{len(changed)} cases yield other bits than version {ARITHMETIC_VERSION} of the arithmetic, such "
-            f"as {changed[0]!r}. If that is right, raise ARITHMETIC_VERSION in npu_server/numerics/version.py"
+            f"{len(changed)} cases yield other bits than version {ARITHMETIC_VERSION} of the arithmetic, "
+            f"such as {changed[0]!r}. If that is right, raise ARITHMETIC_VERSION in "
+            "npu_server/numerics/version.py"
         )
     _save("cases", given, about)
     for profile in PROFILES:

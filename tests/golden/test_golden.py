@@ -106,7 +106,7 @@ def test_new_bits_are_not_written_under_an_old_version(
     monkeypatch.setattr(make_golden, "RECORD", tmp_path / RECORD.name)
     make_golden.RECORD.write_text(json.dumps(record), "utf-8")
     with pytest.raises(
-        SystemExit, match="1 cases yield other bits .*'tosa-single: Add, broadcast'.* raise ARITH"
+        SystemExit, match=r"1 cases yield other bits .*'tosa-single: Add, broadcast'.* raise ARITH"
     ):
         make_golden.main()
     assert [path.name for path in tmp_path.iterdir()] == [RECORD.name]
