@@ -7,7 +7,7 @@ from npu_server.backends.base import ENTRY_POINT_GROUP, Backend, BackendOptions
 from npu_wire.errors import InvalidInput
 
 # Extra of this distribution that brings what a backend of ours imports.
-_EXTRAS = {"reference": "server", "emulator": "server", "onnxruntime": "onnxruntime", "board": "board"}
+_EXTRAS = {"reference": "server", "emulator": "server"}
 
 
 def installed_backends() -> tuple[EntryPoint, ...]:
