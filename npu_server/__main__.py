@@ -3,10 +3,12 @@
 import importlib
 import logging
 import os
+import select
 import signal
 import sys
 import threading
 from collections.abc import Sequence
+from typing import NoReturn
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -61,9 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _serve(arguments: Sequence[str]) -> int:
+def _serve(arguments: Sequence[str]) -> NoReturn:
     config = load_serve_config(arguments)
     logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    parent = os.getppid()
     stop = _stop_on_signals()
     # Imported here so that `--help` and the other commands do not wait for gRPC's and FastAPI's servers.
     app = importlib.import_module("npu_server.app")
@@ -73,9 +76,12 @@ def _serve(arguments: Sequence[str]) -> int:
         if server.http_address is not None:
             print(f"http on {server.http_address}", flush=True)
         if config.exit_with_stdin:
-            threading.Thread(target=_stop_on_end_of_stdin, args=(stop,), daemon=True).start()
+            threading.Thread(target=_stop_with_parent, args=(stop, parent), daemon=True).start()
         stop.wait()
-    return 0
+    # All is closed. A model that still compiles cannot be stopped, and Python would wait for its thread.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _describe(arguments: Sequence[str]) -> int:
@@ -114,10 +120,14 @@ def _backend_options(config: ServeConfig) -> BackendOptions:
 def _stop_on_signals() -> threading.Event:
     """An event that SIGTERM or SIGINT sets; the second signal ends the process at once."""
     stop = threading.Event()
+    signalled = threading.Event()
 
     def handle(number: int, _frame: object) -> None:
-        if stop.is_set():
+        # Not `stop`, which the end of standard input sets as well: a parent that closes it and then sends a
+        # signal says one thing twice, and the device has to be closed.
+        if signalled.is_set():
             os._exit(128 + number)
+        signalled.set()
         stop.set()
 
     signal.signal(signal.SIGTERM, handle)
@@ -125,9 +135,11 @@ def _stop_on_signals() -> threading.Event:
     return stop
 
 
-def _stop_on_end_of_stdin(stop: threading.Event) -> None:
-    while sys.stdin.buffer.read(4096):
-        pass
+def _stop_with_parent(stop: threading.Event, parent: int) -> None:
+    """Sets `stop` when standard input ends or the parent is gone: its forks hold the input open after it."""
+    while os.getppid() == parent:
+        if select.select([sys.stdin], [], [], 1.0)[0] and not os.read(sys.stdin.fileno(), 4096):
+            break
     stop.set()
 
 

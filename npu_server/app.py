@@ -14,14 +14,15 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from npu_server.backends.base import Backend
+from npu_server import http_server
+from npu_server.backends.base import Backend, Health
 from npu_server.config import ServeConfig
 from npu_server.dashboard import create_dashboard
-from npu_server.http_server import HttpServer
 from npu_server.interceptors import CallInterceptor
 from npu_server.service import NpuService
 from npu_server.sessions import SessionTable
 from npu_server.telemetry import DeviceStatus, Status, Telemetry
+from npu_server.watchdog import Watchdog
 from npu_server.worker import DeviceWorker
 from npu_wire.channel import parse_endpoint, read_token, server_credentials, server_options
 from npu_wire.errors import DeviceFault, InvalidInput
@@ -33,8 +34,9 @@ SERVICE_NAME: str = npu_pb2.DESCRIPTOR.services_by_name["NpuService"].full_name
 # Calls besides the one stream of each session: compiling, health, reflection, describing.
 _EXTRA_CALLS = 16
 _DEVICE_ID = "device"
-# Beyond the grace; whoever kills the process after a time of his own (compose, Kubernetes) must add it.
-CLOSING_S = 3.0
+_CLOSING_S = 3.0  # for programs and device, after the grace
+# The longest that a shutdown takes beyond the grace: who kills the process (compose, Kubernetes) adds it.
+SHUTDOWN_S = _CLOSING_S + http_server.STOP_S
 
 
 class RunningServer:
@@ -63,13 +65,15 @@ class RunningServer:
         self._closed = False
         self._socket_path: Path | None = None
         self._serving = False
-        self._http: HttpServer | None = None
+        self._trouble = ""
+        self._http: http_server.HttpServer | None = None
         self.http_address: str | None = None
         self.telemetry = Telemetry()
         self._worker = DeviceWorker()
         self.sessions = SessionTable(backend, self._worker, config.limits, clock)
         self._health = health.HealthServicer()
-        self._calls = CallInterceptor(self.telemetry, token)
+        self._watchdog = Watchdog(backend.probe, self._worker, config.probe_s, self._follow)
+        self._calls = CallInterceptor(self.telemetry, token, self._watchdog.suspect)
         self._server = self._build()
         self.telemetry.watch(self.sessions.count, self._worker.depth)
         try:
@@ -81,9 +85,10 @@ class RunningServer:
             if config.http_enabled:
                 http = parse_endpoint(config.http)
                 app = create_dashboard(self.status, self.telemetry.registry)
-                self._http = HttpServer(app, http.host, http.port, config.http_host_names)
+                self._http = http_server.HttpServer(app, http.host, http.port, config.http_host_names)
                 self.http_address = self._http.address
             self._set_serving(True)
+            self._watchdog.start()
             mark = self._capabilities.fingerprint
             log.info(
                 "serving %s, profile %s (%.12s), on %s",
@@ -106,6 +111,7 @@ class RunningServer:
             profile_hash=mark.profile_hash,
             location=self._capabilities.location,
             serving=self._serving,
+            trouble=self._trouble,
             failed_kernels=self._capabilities.failed_kernels,
         )
         return self.telemetry.status(device, self.sessions.status(), self._worker.depth())
@@ -115,12 +121,13 @@ class RunningServer:
 
         Args:
             grace_s: seconds for calls and what they have queued; None: as configured. Then jobs end at their
-                next layer, and programs and device have `CLOSING_S` seconds to be closed.
+                next layer, and programs and device have 3 s to be closed.
         """
         if self._closed:
             return
         self._closed = True
         grace = self._config.grace_s if grace_s is None else grace_s
+        self._watchdog.stop()
         self._set_serving(False)
         self.sessions.drain()
         # Ends at once, whatever the grace, when no call is left but those that would never end, like Watch.
@@ -128,10 +135,10 @@ class RunningServer:
         self._calls.wait_until_idle(grace)
         self._server.stop(None)
         stopped.wait()
-        end = time.monotonic() + CLOSING_S
-        self.sessions.close(CLOSING_S)
+        end = time.monotonic() + _CLOSING_S
+        self.sessions.close(_CLOSING_S)
         if not self._worker.close(end - time.monotonic(), self._close_device):
-            log.error("the device is still at work after %g s; it is left as it is", grace + CLOSING_S)
+            log.error("the device is still at work after %g s; it is left as it is", grace + _CLOSING_S)
         if self._http is not None:
             self._http.close()
         if self._socket_path is not None:
@@ -201,6 +208,10 @@ class RunningServer:
         )
         self._health.set("", state)
         self._health.set(SERVICE_NAME, state)
+
+    def _follow(self, health: Health) -> None:
+        self._trouble = "" if health.ok else health.detail or "it does not say why"
+        self._set_serving(health.ok)
 
     def _close_device(self) -> None:
         try:

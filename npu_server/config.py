@@ -49,8 +49,9 @@ class ServeConfig(BaseModel):
     max_in_flight: int = Field(4, ge=1, le=1024, description="unanswered batches of a session")
     lease_s: float = Field(60.0, gt=0, allow_inf_nan=False, description="a session idle so long is released")
     grace_s: float = Field(10.0, ge=0, allow_inf_nan=False, description="time to finish work at shutdown")
+    probe_s: float = Field(30.0, gt=0, allow_inf_nan=False, description="time between probes of the device")
     exit_with_stdin: bool = Field(
-        False, description="shut down when standard input closes (for a parent process)"
+        False, description="shut down when standard input closes or the parent process is gone"
     )
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG to ERROR")
 

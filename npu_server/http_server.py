@@ -16,7 +16,8 @@ from npu_wire.errors import InvalidInput, ServerUnavailable
 _MAX_HEAD_BYTES = 16 * 2**10
 _MAX_CONNECTIONS = 128
 _START_S = 10.0
-_STOP_S = 1
+_GOODBYE_S = 1  # for answers on their way
+STOP_S = 2.0  # the longest that closing takes
 
 
 class HttpServer:
@@ -54,7 +55,7 @@ class HttpServer:
                 http=_impatient(request_s),
                 ws="none",
                 h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
-                timeout_graceful_shutdown=_STOP_S,
+                timeout_graceful_shutdown=_GOODBYE_S,
                 log_level="warning",
                 lifespan="off",
             )
@@ -71,7 +72,7 @@ class HttpServer:
     def close(self) -> None:
         """Stops serving."""
         self._server.should_exit = True
-        self._thread.join(2.0 * _STOP_S)
+        self._thread.join(STOP_S)
         self._socket.close()
 
 

@@ -29,11 +29,15 @@ class CallInterceptor(grpc.ServerInterceptor):
     Args:
         telemetry: counters.
         token: bearer token that calls must carry; None: everyone may call.
+        on_fault: called when a call ends with DeviceFault.
     """
 
-    def __init__(self, telemetry: Telemetry, token: str | None = None) -> None:
+    def __init__(
+        self, telemetry: Telemetry, token: str | None = None, on_fault: Callable[[], None] = lambda: None
+    ) -> None:
         self._telemetry = telemetry
         self._token = token
+        self._on_fault = on_fault
         self._open = _OpenCalls()
 
     def intercept_service(self, continuation: Callable[[Any], Handler], details: Any) -> Handler:
@@ -70,7 +74,7 @@ class CallInterceptor(grpc.ServerInterceptor):
     def _single(self, method: str, behavior: Callable[..., Any], allowed: bool) -> Callable[..., Any]:
         def call(request: Any, context: grpc.ServicerContext) -> Any:
             self._open.enter(method, context)
-            with _Call(self._telemetry, method, context, allowed):
+            with _Call(self._telemetry, method, context, allowed, self._on_fault):
                 return behavior(request, context)
 
         return call
@@ -80,7 +84,7 @@ class CallInterceptor(grpc.ServerInterceptor):
     ) -> Callable[..., Iterator[Any]]:
         def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
             self._open.enter(method, context)
-            with _Call(self._telemetry, method, context, allowed):
+            with _Call(self._telemetry, method, context, allowed, self._on_fault):
                 yield from behavior(request, context)
 
         return call
@@ -116,12 +120,18 @@ class _Call:
     """One call, from its token to its status."""
 
     def __init__(
-        self, telemetry: Telemetry, method: str, context: grpc.ServicerContext, allowed: bool
+        self,
+        telemetry: Telemetry,
+        method: str,
+        context: grpc.ServicerContext,
+        allowed: bool,
+        on_fault: Callable[[], None],
     ) -> None:
         self._telemetry = telemetry
         self._method = method
         self._context = context
         self._allowed = allowed
+        self._on_fault = on_fault
         self._begin = time.monotonic()
 
     def __enter__(self) -> None:
@@ -145,6 +155,8 @@ class _Call:
         status = status_of(error)
         log.info("%s: %s: %s", self._method, type(error).__name__, error)
         self._telemetry.error(type(error).__name__)
+        if isinstance(error, DeviceFault):
+            self._on_fault()
         self._count(status)
         message = str(error)
         if len(message) > _MAX_MESSAGE:

@@ -24,7 +24,8 @@ class DeviceStatus:
         profile: name of the numerics profile.
         profile_hash: identity of the arithmetic.
         location: where it computes.
-        serving: False during start and shutdown.
+        serving: False during start and shutdown, and while the device is not well.
+        trouble: what the device says when it is not well.
         failed_kernels: kernels that failed the start-up test; slower exact ones stand in for them.
     """
 
@@ -34,6 +35,7 @@ class DeviceStatus:
     profile_hash: str
     location: str
     serving: bool
+    trouble: str = ""
     failed_kernels: tuple[str, ...] = ()
 
 

@@ -36,24 +36,35 @@ def expected(batch: Int8Array, layer: int, bias: int = 0) -> Int8Array:
     return (batch.astype(np.int64) + added).astype(np.int8)
 
 
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    """Waits for what no event tells."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "this does not come true"
+        time.sleep(0.01)
+
+
 class FakeBackend:
     """Counts what is called; `gate` holds every layer back while it is clear.
 
     Args:
         options: `extra["size"]`: edge of the (2, size, size) input; `extra["hash"]`: profile hash;
-            `extra["gate"]`: path; layers from 1 on wait until that file exists.
+            `extra["gate"]`: path; layers from 1 on wait until that file exists;
+            `extra["log"]`: path of a file that gets what is called, a line each.
     """
 
     def __init__(self, options: BackendOptions) -> None:
         size = int(options.extra.get("size", "4"))
         self.profile_hash = options.extra.get("hash", "0" * 64)
         self.gate_file = options.extra.get("gate", "")
+        self.log_file = options.extra.get("log", "")
         self.shape = (2, size, size)
         self.gate = threading.Event()
         self.gate.set()
         self.layer_began = threading.Semaphore(0)
         self.calls: list[str] = []
         self.threads: set[int] = set()
+        self.health = Health(ok=True)
         self.fail_with: Exception | None = None
         self.spoil: Callable[[LayerTensor], LayerTensor] = lambda tensor: tensor
 
@@ -66,7 +77,8 @@ class FakeBackend:
         self.note("close")
 
     def probe(self) -> Health:
-        return Health(ok=True)
+        self.threads.add(threading.get_ident())
+        return self.health
 
     def compile(self, model: bytes, ranges: Ranges) -> Program:
         self.calls.append("compile")  # from any thread
@@ -80,6 +92,9 @@ class FakeBackend:
 
     def note(self, call: str) -> None:
         self.calls.append(call)
+        if self.log_file:
+            with open(self.log_file, "a") as log_file:
+                print(call, file=log_file)
         self.threads.add(threading.get_ident())
 
 

@@ -7,10 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from fake_backend import FakeBackend, Start, expected
+from fake_backend import FakeBackend, Start, expected, wait_until
 from raw_client import Raw, attach, input_chunk
 
-from npu_server.app import RunningServer
 from npu_server.backends.base import BackendOptions, Program, Ranges
 from npu_wire.layer_map import Int8Array
 from npu_wire.v1 import npu_pb2
@@ -65,22 +64,12 @@ def test_sessions_take_turns_layer_by_layer(start: Start, backend: FakeBackend, 
         long = first.submit(batch, range(3))
         assert backend.layer_began.acquire(timeout=TIMEOUT_S)
         short = second.submit(batch - 1, ())
-        wait_for_queue(server, 1)
+        wait_until(lambda: server.status().queue_depth == 1)
         backend.gate.set()
         for layer in range(3):
             np.testing.assert_array_equal(expected(batch, layer), long.tensor(layer))
         np.testing.assert_array_equal(expected(batch - 1, 2), short.tensor(2))
     assert backend.calls[:8] == ["forward", "layer 0"] * 2 + ["layer 1"] * 2 + ["layer 2"] * 2
-
-
-def wait_for_queue(server: RunningServer, depth: int) -> None:
-    """Waits until so many jobs wait for the device."""
-    pause = threading.Event()
-    for _ in range(int(TIMEOUT_S / 0.01)):
-        if server.status().queue_depth == depth:
-            return
-        pause.wait(0.01)
-    pytest.fail(f"the device's queue has {server.status().queue_depth} jobs, not {depth}")
 
 
 @pytest.fixture
