@@ -1,4 +1,4 @@
-"""Serves the HTTP side: in a thread of its own, to those who call it by its name, and with patience for nobody."""
+"""Serves the HTTP side: in a thread of its own, under its own names, and with little patience."""
 
 import asyncio
 import ipaddress

@@ -27,7 +27,7 @@ class DeviceWorker:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        # A session keeps its place while a step of it runs, so what it queues meanwhile comes after the others.
+        # A session keeps its place while a step of it runs: what it queues meanwhile comes after the others.
         self._queues: OrderedDict[str, deque[_Job]] = OrderedDict()
         self._closing = False
         self._last: Callable[[], object] | None = None
@@ -124,7 +124,7 @@ class _Job:
         except BaseException as error:
             with contextlib.suppress(InvalidStateError):
                 self.future.set_exception(error)
-            # The error's traceback holds this frame, and the future the error: a cycle around all they refer to.
+            # The error's traceback holds this frame, and the future the error: no cycle, please.
             del self
         return True
 

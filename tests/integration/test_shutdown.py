@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
-import pytest
 from fake_backend import FakeBackend, Spawn, Start, wait_until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from raw_client import Raw, attach, input_chunk

@@ -37,17 +37,17 @@ def test_a_batch_is_answered_while_another_clients_model_compiles(start: Start, 
     """Compiling holds up neither batches nor another model."""
     backend = SlowCompiler()
     server = start(backend)
-    with connect(server.address, timeout_s=TIMEOUT_S) as other, connect(server.address) as npu:
-        with ThreadPoolExecutor() as pool:
-            slow = pool.submit(other.compile, b"slow", RANGES)
-            try:
-                assert backend.compiling.wait(TIMEOUT_S)
-                answer = npu.compile(b"model", RANGES).submit(batch, ()).tensor(2)
-            finally:
-                backend.compiled.set()
-            np.testing.assert_array_equal(expected(batch, 2), answer)
-            last = slow.result(TIMEOUT_S).submit(batch, ()).tensor(2)
-            np.testing.assert_array_equal(expected(batch, 2), last)
+    clients = connect(server.address, timeout_s=TIMEOUT_S), connect(server.address)
+    with clients[0] as other, clients[1] as npu, ThreadPoolExecutor() as pool:
+        slow = pool.submit(other.compile, b"slow", RANGES)
+        try:
+            assert backend.compiling.wait(TIMEOUT_S)
+            answer = npu.compile(b"model", RANGES).submit(batch, ()).tensor(2)
+        finally:
+            backend.compiled.set()
+        np.testing.assert_array_equal(expected(batch, 2), answer)
+        last = slow.result(TIMEOUT_S).submit(batch, ()).tensor(2)
+        np.testing.assert_array_equal(expected(batch, 2), last)
 
 
 def test_sessions_take_turns_layer_by_layer(start: Start, backend: FakeBackend, batch: Int8Array) -> None:
@@ -83,7 +83,7 @@ def raw(start: Start) -> Iterator[Raw]:
 
 @pytest.mark.parametrize("end", ["cancel", "release", "replace"])
 def test_a_batch_without_taps_stops_at_the_next_layer(raw: Raw, backend: FakeBackend, end: str) -> None:
-    """A stream that is cancelled, replaced or whose session is released: the device begins no further layer."""
+    """Of a stream that is cancelled, replaced, or whose session is released, no further layer is begun."""
     session_id = raw.compile()
     backend.gate.clear()
     call = raw.stub.Forward(itertools.chain([attach(session_id), input_chunk()], raw.silence()))
