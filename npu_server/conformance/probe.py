@@ -37,12 +37,13 @@ class Probe:
 
     def compile(self, weights: Mapping[str, Float32Array] | None = None) -> Session:
         """The model, with other weights where given."""
-        case = self.case
-        if weights is not None:
-            case = replaced(case, initializers={**case.initializers, **weights})
-        session = self.target.compile(case.model(), self.ranges)
+        session = self.target.compile(self.with_weights(weights or {}).model(), self.ranges)
         self.opened.append(session)
         return session
+
+    def with_weights(self, weights: Mapping[str, Float32Array]) -> Case:
+        """The case with other weights."""
+        return replaced(self.case, initializers={**self.case.initializers, **weights})
 
     def release(self) -> None:
         """Closes all sessions."""
@@ -54,6 +55,14 @@ class Probe:
         rng = np.random.default_rng(5)
         return {
             name: (array + rng.normal(0, 0.1, array.shape)).astype(np.float32)
+            for name, array in self.case.weights().items()
+        }
+
+    def sparse_weights(self) -> dict[str, Float32Array]:
+        """Most weights 0 and biases small: sums that stay within narrow accumulators."""
+        rng = np.random.default_rng(7)
+        return {
+            name: array * (np.float32(0.05) if array.ndim == 1 else (rng.random(array.shape) < 0.1))
             for name, array in self.case.weights().items()
         }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import faulty_backends as faulty
 import pytest
+import torch
 from fake_backend import Start
 
 from npu_server.backends.base import Backend, BackendOptions
@@ -18,7 +19,7 @@ from npu_server.conformance.cases import all_cases
 from npu_server.conformance.report import Report, Verdict
 from npu_server.conformance.suite import run_suite
 from npu_server.conformance.wire import RemoteTarget
-from npu_server.numerics.profile import load_profile
+from npu_server.numerics.profile import list_profiles, load_profile
 from npu_server.registry import create_backend
 
 OPTIONS = BackendOptions(profile="tflm", threads=1)
@@ -43,7 +44,13 @@ def failures(report: Report) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("profile", ["tflm", "onnxruntime", "pow2-trunc", "acc16"])
+QUICK = ("tflm", "onnxruntime", "pow2-trunc", "acc16-wrap")
+"""Profiles that differ most; the slow tests try all that ship."""
+
+
+@pytest.mark.parametrize(
+    "profile", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in list_profiles()]
+)
 @pytest.mark.parametrize("name", ["reference", "emulator"])
 def test_our_backends_pass(name: str, profile: str) -> None:
     """In the process and over gRPC, with every profile: no mismatch, and everything declared was tried."""
@@ -60,6 +67,22 @@ def test_our_backends_pass(name: str, profile: str) -> None:
         assert operator.max_lsb == 0
     refused = {o.op for o in report.operators if o.verdict is Verdict.REFUSED}
     assert refused == all_cases().keys() - declared
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="oneDNN has one kernel here")
+@pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
+@pytest.mark.parametrize("profile", list_profiles())
+def test_the_emulator_passes_where_kernels_are_wrong(profile: str, isa: str, tmp_path: Path) -> None:
+    """On CPUs without VNNI INT8 kernels fail the start-up test: and all passes."""
+    found = tmp_path / "found.json"
+    command = [sys.executable, "-m", "npu_server", "conformance", "--backend", "emulator"]
+    command += ["--profile", profile, "--json", str(found)]
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": isa}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "sums wrongly on this machine" in done.stderr
+    assert json.loads(found.read_text("utf-8"))["passed"]
 
 
 def test_a_right_vendor_passes() -> None:

@@ -29,6 +29,7 @@ from npu_server.backends.emulator.sums import (
 from npu_server.backends.reference import ReferenceBackend
 from npu_server.compile.graph import Window
 from npu_server.config import ServeConfig
+from npu_server.conformance.wire import RemoteTarget
 from npu_wire.errors import DeviceFault
 
 CPU = torch.device("cpu")
@@ -104,11 +105,15 @@ def test_no_exact_kernel_is_a_fault() -> None:
 
 
 def test_server_shows_what_failed() -> None:
-    """Metrics and status name the kernel that failed."""
+    """Metrics, status and Describe name the kernel that failed; a client sees what the backend says."""
     backend = EmulatorBackend(BackendOptions(profile="tflm"), (OffByOne(), EXACT))
     with serve(backend, ServeConfig(listen="127.0.0.1:0", http="off")) as server:
         assert server.status().device.failed_kernels == ("off by one",)
         metrics = generate_latest(server.telemetry.registry).decode()
+        told = RemoteTarget(server.address, timeout_s=60.0)
+        assert told.capabilities == backend.open()
+        assert told.capabilities.failed_kernels == ("off by one",)
+        told.close()
     assert 'npu_failed_kernel{kernel="off by one"} 1.0' in metrics
 
 
