@@ -81,7 +81,7 @@ class FloatJudge:
         except ImportError:
             raise InvalidInput(
                 "a backend with arithmetic of its own is compared with ONNX Runtime, which is missing. "
-                "Install it: pip install 'npu-in-the-loop[onnxruntime]'"
+                "Install it: pip install onnxruntime"
             ) from None
         self._runtime: Any = onnxruntime
         self.name = f"onnxruntime float within {tolerance_lsb} LSB"
