@@ -31,7 +31,7 @@ from npu_server.compile.graph import (
 from npu_server.compile.lowering import Layer
 from npu_server.numerics import float_ops, functions
 from npu_server.numerics.elementwise import concat_table, function_table, rescale_table
-from npu_server.numerics.hard_swish import hard_swish_table
+from npu_server.numerics.named_functions import named_table
 from npu_server.numerics.profile import Profile
 from npu_server.numerics.requantize import Multiplier, Output, make_multiplier
 from npu_server.numerics.rules import RequantizeRule
@@ -108,14 +108,7 @@ def prepare(layer: Layer, constants: Constants, profile: Profile) -> Prepared:
             joined=tuple(float_ops.quantize(value, layer.scale, layer.output) for value in joined),
         )
     if isinstance(kernel, Lut):
-        steps = kernel.steps
-        if profile.lut.hard_swish == "int16" and _is_hard_swish(steps):
-            return Prepared(tables=(hard_swish_table(layer.sources[0], layer.scale, layer.output),))
-
-        def function(x: Float64Array) -> Float64Array:
-            return _evaluate(steps, x, constants)
-
-        return Prepared(tables=(_table(function, layer, profile),))
+        return Prepared(tables=(_lut(layer, kernel, constants, profile),))
     if isinstance(kernel, PRelu):
         return Prepared(tables=(_prelu_tables(layer, kernel, constants, profile),))
     if isinstance(kernel, MatMul):
@@ -136,9 +129,15 @@ def _table(function: Callable[[Float64Array], Float64Array], layer: Layer, profi
     return function_table(function, layer.sources[0], layer.scale, layer.output, profile)
 
 
-def _is_hard_swish(steps: tuple[Operation, ...]) -> bool:
-    function = steps[0].kernel
-    return len(steps) == 1 and isinstance(function, Function) and function.name == "HardSwish"
+def _lut(layer: Layer, kernel: Lut, constants: Constants, profile: Profile) -> Int8Array:
+    """A function that the profile's NPU has a way of its own for, or any chain of operations."""
+    steps, alone = kernel.steps, kernel.steps[0].kernel
+    if len(steps) == 1 and isinstance(alone, Function):
+        source, scale, out = layer.sources[0], layer.scale, layer.output
+        table = named_table(alone.name, alone.alpha, source, scale, out, profile)
+        if table is not None:
+            return table
+    return _table(lambda x: _evaluate(steps, x, constants), layer, profile)
 
 
 def _prelu_tables(layer: Layer, kernel: PRelu, constants: Constants, profile: Profile) -> Int8Array:

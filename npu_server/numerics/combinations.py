@@ -16,6 +16,9 @@ _ROUNDINGS = {
 
 _READ_BY: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "exceptions.add": ("add.method", ("shifted_int32", "int8")),
+    "exceptions.add_operands": ("add.method", ("shifted_int32",)),
+    "exceptions.sub_operands": ("add.method", ("shifted_int32",)),
+    "exceptions.leaky_relu": ("lut.leaky_relu", ("requantize",)),
     "exceptions.concat": ("concat.method", ("requantize",)),
     "exceptions.mean": ("mean.method", ("requantize",)),
     "exceptions.average_pool": ("average_pool.method", ("requantize",)),
@@ -66,6 +69,11 @@ def _problems(content: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key} is ignored with {other} = {chosen!r}; it belongs to {listed(values)}: leave it out"
         if key in _NEEDED and chosen in values and not _value(content, key):
             yield f"{key} is missing or 0; {other} = {chosen!r} needs it"
+    for key in ("sigmoid", "tanh"):
+        if content["lut"].get(key) == "int32" and content["lut"].get("output") != "fixed":
+            yield f"lut.{key} = 'int32' needs lut.output = 'fixed': its fixed point knows no other scale"
+    if content["lut"].get("sigmoid") == "float64" and content["lut"].get("arithmetic") != "float32":
+        yield "lut.sigmoid = 'float64' is ignored without lut.arithmetic = 'float32': leave it out"
     if content["activations"]["kind"] == "symmetric" and content["lut"].get("output") == "fixed":
         yield "lut.output = 'fixed' brings zero points; activations.kind = 'symmetric' needs 'calibrated'"
 

@@ -42,8 +42,10 @@ def add(
     if profile.add.method == "shifted_int32":
         common = 2 * max(qa.scale, qb.scale)
         bits = profile.add.left_shift
-        x = scale_and_round(x << bits, make_multiplier(np.array(qa.scale), common, rule))
-        y = scale_and_round(y << bits, make_multiplier(np.array(qb.scale), common, rule))
+        own = profile.exceptions.add_operands if sign > 0 else profile.exceptions.sub_operands
+        operands = own or rule
+        x = scale_and_round(x << bits, make_multiplier(np.array(qa.scale), common, operands))
+        y = scale_and_round(y << bits, make_multiplier(np.array(qb.scale), common, operands))
         return requantize(x + sign * y, make_multiplier(np.array(common), 2.0**bits * scale, rule), out)
     return _add_float32(a, qa, b, qb, scale, out, sign)
 
@@ -135,11 +137,13 @@ def function_table(
     # Clipped while still real: an integer cannot hold what a wide function may yield. Where the function has
     # no value (the root of a negative code), the code of 0 stands.
     real = np.clip(np.nan_to_num(real, nan=0.0, posinf=1024.0, neginf=-1024.0), -1024.0, 1024.0)
+    inside = out.zero_point if profile.lut.zero_point == "before_rounding" else 0
+    real = real + real.dtype.type(inside)
     if profile.lut.rounding == "half_even":
         rounded = np.rint(real)
     else:
         rounded = np.copysign(np.floor(np.abs(real) + 0.5), real)
-    return to_int8(rounded.astype(np.int64), out)
+    return to_int8(rounded.astype(np.int64) - inside, out)
 
 
 def average(

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from npu_server.numerics import single_precision
+
 Array = npt.NDArray[Any]
 
 
@@ -26,7 +28,21 @@ class NumberFunction:
     bounds: tuple[float, float] | None = None
 
 
+def _exp(x: Array) -> Array:
+    return single_precision.exp(x) if x.dtype == np.float32 else np.exp(x)
+
+
+def _expm1(x: Array) -> Array:
+    return single_precision.expm1(x) if x.dtype == np.float32 else np.expm1(x)
+
+
+def _tanh(x: Array) -> Array:
+    return single_precision.tanh(x) if x.dtype == np.float32 else np.tanh(x)
+
+
 def _sigmoid(x: Array) -> Array:
+    if x.dtype == np.float32:
+        return 1 / (1 + _exp(-x))  # TFLite's
     small = np.exp(-np.abs(x))
     return np.where(x >= 0, 1 / (1 + small), small / (1 + small))
 
@@ -41,12 +57,12 @@ def _erf(x: Array) -> Array:
 
 def _gelu_tanh(x: Array) -> Array:
     inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
-    value: Array = x * 0.5 * (1 + np.tanh(inner))
+    value: Array = x * 0.5 * (1 + _tanh(inner))
     return value
 
 
 def _elu(x: Array, alpha: float) -> Array:
-    return np.where(x >= 0, x, alpha * np.expm1(np.minimum(x, 0)))
+    return np.where(x >= 0, x, alpha * _expm1(np.minimum(x, 0)))
 
 
 _SELU = (1.6732632423543772, 1.0507009873554805)
@@ -57,7 +73,7 @@ FUNCTIONS: dict[str, NumberFunction] = {
     "Cos": NumberFunction(lambda x, a, b: np.cos(x), bounds=(-1.0, 1.0)),
     "Elu": NumberFunction(lambda x, a, b: _elu(x, a), (1.0, 0.0)),
     "Erf": NumberFunction(lambda x, a, b: _erf(x), bounds=(-1.0, 1.0)),
-    "Exp": NumberFunction(lambda x, a, b: np.exp(x)),
+    "Exp": NumberFunction(lambda x, a, b: _exp(x)),
     "Gelu": NumberFunction(lambda x, a, b: x * 0.5 * (1 + _erf(x / math.sqrt(2)))),
     "GeluTanh": NumberFunction(lambda x, a, b: _gelu_tanh(x)),
     "Greater": NumberFunction(lambda x, a, b: x > a),
@@ -68,7 +84,7 @@ FUNCTIONS: dict[str, NumberFunction] = {
     "Less": NumberFunction(lambda x, a, b: x < a),
     "LessOrEqual": NumberFunction(lambda x, a, b: x <= a),
     "Log": NumberFunction(lambda x, a, b: np.log(x)),
-    "Mish": NumberFunction(lambda x, a, b: x * np.tanh(_softplus(x))),
+    "Mish": NumberFunction(lambda x, a, b: x * _tanh(_softplus(x))),
     "Neg": NumberFunction(lambda x, a, b: -x),
     "Pow": NumberFunction(lambda x, a, b: np.power(x, a)),
     "Reciprocal": NumberFunction(lambda x, a, b: a / x, (1.0, 0.0)),
@@ -78,7 +94,7 @@ FUNCTIONS: dict[str, NumberFunction] = {
     "Softplus": NumberFunction(lambda x, a, b: _softplus(x)),
     "Softsign": NumberFunction(lambda x, a, b: x / (1 + np.abs(x)), bounds=(-1.0, 1.0)),
     "Sqrt": NumberFunction(lambda x, a, b: np.sqrt(x)),
-    "Tanh": NumberFunction(lambda x, a, b: np.tanh(x), bounds=(-1.0, 1.0)),
+    "Tanh": NumberFunction(lambda x, a, b: _tanh(x), bounds=(-1.0, 1.0)),
     "ThresholdedRelu": NumberFunction(lambda x, a, b: np.where(x > a, x, 0), (1.0, 0.0)),
 }
 """ONNX operator (Gelu's tanh approximation: "GeluTanh") -> what it computes."""

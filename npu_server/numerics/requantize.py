@@ -103,15 +103,15 @@ def scale_and_round(value: Int64Array, multiplier: Multiplier) -> Int64Array:
     if rule.multiplier == "power_of_two":
         right = np.clip(multiplier.shift, 0, 62)
         left = np.clip(-multiplier.shift, 0, 30)
-        return _divide_by_power(value << left, right, rule.rounding)
+        return divide_by_power(value << left, right, rule.rounding)
     product = value * multiplier.mantissa
     if rule.steps == 1:
-        return _divide_by_power(product, multiplier.shift, rule.rounding)
+        return divide_by_power(product, multiplier.shift, rule.rounding)
     # gemmlowp: a doubling high multiplication rounds to 31 bits, then what is left of the shift rounds once
     # more. A left shift (ratio > 1) precedes the multiplication, so its rounding works on that many bits
     # less.
-    high = _divide_by_power(product, np.minimum(multiplier.shift, 31), "half_up")
-    return _divide_by_power(high, np.maximum(multiplier.shift - 31, 0), rule.rounding)
+    high = divide_by_power(product, np.minimum(multiplier.shift, 31), "half_up")
+    return divide_by_power(high, np.maximum(multiplier.shift - 31, 0), rule.rounding)
 
 
 def requantize(value: Int64Array, multiplier: Multiplier, output: Output) -> Int8Array:
@@ -124,8 +124,8 @@ def to_int8(rounded: Int64Array, output: Output) -> Int8Array:
     return np.clip(rounded + output.zero_point, output.low, output.high).astype(np.int8)
 
 
-def _divide_by_power(value: Int64Array, shift: Int64Array, rounding: str) -> Int64Array:
-    """Value / 2^shift with shift >= 0."""
+def divide_by_power(value: Int64Array, shift: Int64Array, rounding: str) -> Int64Array:
+    """Value / 2^shift with shift >= 0, by a rounding of `RequantizeRule` other than "half_even"."""
     half = (np.int64(1) << shift) >> 1
     if rounding == "floor":
         return value >> shift

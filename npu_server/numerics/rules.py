@@ -105,9 +105,13 @@ class Exceptions:
         fully_connected: Gemm, and MatMul by a constant.
         matmul: MatMul of two activations.
         add: the rescalings of the methods "shifted_int32" and "int8".
+        add_operands: those of the operands of "shifted_int32" additions, where they round otherwise than that
+            of the sum.
+        sub_operands: the same of differences.
         mul: product of two activations.
         concat: the operands of a concatenation, by its method "requantize".
         clamp: a lone Relu or Clip.
+        leaky_relu: by lut.leaky_relu "requantize".
         mean: average over axes, by its method "requantize".
         average_pool: by its method "requantize".
     """
@@ -116,9 +120,12 @@ class Exceptions:
     fully_connected: RequantizeRule | None = None
     matmul: RequantizeRule | None = None
     add: RequantizeRule | None = None
+    add_operands: RequantizeRule | None = None
+    sub_operands: RequantizeRule | None = None
     mul: RequantizeRule | None = None
     concat: RequantizeRule | None = None
     clamp: RequantizeRule | None = None
+    leaky_relu: RequantizeRule | None = None
     mean: RequantizeRule | None = None
     average_pool: RequantizeRule | None = None
 
@@ -177,16 +184,26 @@ class LutRule:
 
     Attributes:
         rounding: "half_away" or "half_even".
-        arithmetic: "float64" or "float32", in which its entries are computed.
+        arithmetic: "float64" or "float32", in which its entries are computed: float32 as C computes them.
+        zero_point: "after_rounding", or "before_rounding" (it decides how ties fall).
         output: scale of a lone logistic or tanh: "calibrated", or "fixed" (1/256 with zero point -128 and
             1/128 with zero point 0, as TFLite has it).
+        sigmoid: "table", "float64" (a table in float32 whose function alone is computed in float64: XNNPACK),
+            or "int32": a Sigmoid node's entries come from 32-bit fixed point (TFLM); needs a fixed output.
+        tanh: "table", or "int32": as for sigmoid.
         hard_swish: "table", or "int16": a HardSwish node's entries come from 16-bit fixed point (TFLite).
+        leaky_relu: "table", or "requantize": a LeakyRelu node's codes times a multiplier for each side of
+            zero, by `RequantizeRule` (TFLite).
     """
 
     rounding: str = _key("half_away", "half_even")
     arithmetic: str = _key("float64", "float32", default="float64")
+    zero_point: str = _key("after_rounding", "before_rounding", default="after_rounding")
     output: str = _key("calibrated", "fixed", default="calibrated")
+    sigmoid: str = _key("table", "float64", "int32", default="table")
+    tanh: str = _key("table", "int32", default="table")
     hard_swish: str = _key("table", "int16", default="table")
+    leaky_relu: str = _key("table", "requantize", default="table")
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,10 @@ class JudgedLayer:
     input_shapes: tuple[tuple[int, ...], ...]
 
 
+Job = tuple[JudgedLayer, list[Int8Array]]
+"""A layer and what it is to be judged on."""
+
+
 class Judge(Protocol):
     """An engine that nobody here wrote."""
 
@@ -48,6 +52,14 @@ class Judge(Protocol):
 
         Raises:
             Unjudged: it has no such operator, or not with these attributes.
+        """
+        ...
+
+    def run_all(self, jobs: list[Job]) -> list[Int8Array]:
+        """The outputs of several layers, computed in one go.
+
+        Raises:
+            Unjudged: one of them is not to be had; the others are lost with it.
         """
         ...
 

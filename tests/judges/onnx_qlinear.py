@@ -11,18 +11,19 @@ from npu_server.compile.lowering import Layer
 from npu_server.numerics.scales import Quantization
 from npu_wire.layer_map import INT8_MAX, INT8_MIN, Int8Array
 
-from .layers import JudgedLayer, Unjudged
+from .layers import Job, JudgedLayer, Unjudged
 
 _MICROSOFT = "com.microsoft"
 
 
 class _Author:
-    """One layer on its way into a model; the result of the last node is "y"."""
+    """One layer on its way into a model; every name has the layer's prefix, the last node's result is y."""
 
-    def __init__(self, judged: JudgedLayer) -> None:
+    def __init__(self, judged: JudgedLayer, prefix: str) -> None:
         self.judged, self.layer = judged, judged.layer
         self.nodes: list = []
         self.constants: dict[str, np.ndarray] = {}
+        self.prefix = prefix
         self.inputs = [f"x{i}" for i in range(len(judged.layer.sources))]
         for name, source in zip(self.inputs, judged.layer.sources, strict=True):
             self.quantization(name, source)
@@ -56,6 +57,12 @@ class _Author:
             self.constants |= {"low": np.array(low, np.int8), "high": np.array(high, np.int8)}
             self.nodes.append(helper.make_node("Clip", ["before", "low", "high"], ["y"]))
 
+    def finish(self) -> None:
+        """Puts the prefix before all names."""
+        for node in self.nodes:
+            for names in (node.input, node.output):
+                names[:] = [name and self.prefix + name for name in names]
+
 
 class OnnxRuntimeJudge:
     """ONNX Runtime's CPU kernels."""
@@ -64,34 +71,51 @@ class OnnxRuntimeJudge:
 
     def run(self, judged: JudgedLayer, inputs: list[Int8Array]) -> Int8Array:
         """The layer's output by the engine, logical order; see `Judge.run`."""
-        author = _Author(judged)
-        writer = _WRITERS.get(type(judged.layer.kernel).__name__)
-        if writer is None:
-            raise Unjudged(f"no integer ONNX operator for {type(judged.layer.kernel).__name__}")
-        writer(author, judged.layer.kernel)
-        author.clamp()
-        feeds = dict(zip(author.inputs, (_flat(judged.layer, x) for x in inputs), strict=True))
-        return _run(author, feeds).reshape(len(inputs[0]), *judged.layer.shape)
+        return self.run_all([(judged, inputs)])[0]
+
+    def run_all(self, jobs: list[Job]) -> list[Int8Array]:
+        """The outputs of several layers that stand side by side in one graph; see `Judge.run_all`."""
+        authors, feeds = [], {}
+        for index, (judged, inputs) in enumerate(jobs):
+            author = _Author(judged, f"layer{index}_")
+            writer = _WRITERS.get(type(judged.layer.kernel).__name__)
+            if writer is None:
+                raise Unjudged(f"no integer ONNX operator for {type(judged.layer.kernel).__name__}")
+            writer(author, judged.layer.kernel)
+            author.clamp()
+            author.finish()
+            authors.append(author)
+            for name, x in zip(author.inputs, inputs, strict=True):
+                feeds[author.prefix + name] = _flat(judged.layer, x)
+        results = _run(authors, feeds)
+        return [
+            result.reshape(len(inputs[0]), *judged.layer.shape)
+            for (judged, inputs), result in zip(jobs, results, strict=True)
+        ]
 
 
 def _flat(layer: Layer, x: Int8Array) -> Int8Array:
     return x.reshape(-1, x.shape[-1]) if isinstance(layer.kernel, g.Gemm) else np.ascontiguousarray(x)
 
 
-def _run(author: _Author, feeds: dict[str, Int8Array]) -> Int8Array:
+def _run(authors: list[_Author], feeds: dict[str, Int8Array]) -> list[Int8Array]:
     graph = helper.make_graph(
-        author.nodes,
+        [node for a in authors for node in a.nodes],
         "judge",
         [helper.make_tensor_value_info(n, TensorProto.INT8, x.shape) for n, x in feeds.items()],
-        [helper.make_tensor_value_info("y", TensorProto.INT8, None)],
-        [numpy_helper.from_array(array, name) for name, array in author.constants.items()],
+        [helper.make_tensor_value_info(f"{a.prefix}y", TensorProto.INT8, None) for a in authors],
+        [
+            numpy_helper.from_array(array, a.prefix + name)
+            for a in authors
+            for name, array in a.constants.items()
+        ],
     )
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid(_MICROSOFT, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, feeds)[0]
+    return onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, feeds)
 
 
 def _conv(a: _Author, kernel: g.Conv) -> None:

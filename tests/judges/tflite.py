@@ -13,10 +13,10 @@ from npu_server.compile.lowering import Layer
 from npu_server.numerics.scales import Quantization, code_of
 from npu_wire.layer_map import INT8_MAX, INT8_MIN, Int8Array
 
-from .layers import JudgedLayer, Unjudged, channels_first, channels_last
+from .layers import Job, JudgedLayer, Unjudged, channels_first, channels_last
 from .tflite_models import TfliteModel, schema
 
-Engine = Callable[[bytes, list[Int8Array]], Int8Array]
+Engine = Callable[[bytes, list[Int8Array]], list[Int8Array]]
 
 
 @dataclass(frozen=True)
@@ -29,24 +29,33 @@ class TfliteJudge:
 
     def run(self, judged: JudgedLayer, inputs: list[Int8Array]) -> Int8Array:
         """The layer's output by the engine, logical order; see `Judge.run`."""
-        shape = (len(inputs[0]), *judged.layer.shape)
-        judged, inputs = _as_images_and_rows(judged, inputs)
-        layer = judged.layer
-        if (
-            isinstance(layer.kernel, g.Clamp)
-            and not self.bounded_relu_rescales
-            and layer.kernel.high != np.inf
-        ):
-            raise Unjudged(f"{self.name} has no lone RELU6 between two scales")
-        authored = author(judged, inputs)
+        return self.run_all([(judged, inputs)])[0]
+
+    def run_all(self, jobs: list[Job]) -> list[Int8Array]:
+        """The outputs of several layers that stand side by side in one model; see `Judge.run_all`."""
+        shaped = [_as_images_and_rows(*job) for job in jobs]
+        for judged, _ in shaped:
+            kernel = judged.layer.kernel
+            if isinstance(kernel, g.Clamp) and not self.bounded_relu_rescales and kernel.high != np.inf:
+                raise Unjudged(f"{self.name} has no lone RELU6 between two scales")
+        authored = author(shaped)
+        arrays = [_order(judged.layer, x) for judged, inputs in shaped for x in inputs]
         try:
-            result = self.engine(authored, [_order(layer, x) for x in inputs])
+            results = self.engine(authored, arrays)
         except (RuntimeError, ValueError) as error:
             raise Unjudged(f"{self.name} refuses it: {str(error).splitlines()[0]}") from error
-        if len(layer.shape) == 3 and not isinstance(layer.kernel, g.MatMul):
-            channels, height, width = layer.shape
-            return channels_first(result.reshape(shape[0], height, width, channels)).reshape(shape)
-        return result.reshape(shape)
+        return [
+            _logical(shaped_layer.layer, result).reshape(len(inputs[0]), *judged.layer.shape)
+            for (judged, inputs), (shaped_layer, _), result in zip(jobs, shaped, results, strict=True)
+        ]
+
+
+def _logical(layer: Layer, result: Int8Array) -> Int8Array:
+    """Channels first again, where the engine had them last."""
+    if len(layer.shape) != 3 or isinstance(layer.kernel, g.MatMul):
+        return result
+    channels, height, width = layer.shape
+    return channels_first(result.reshape(-1, height, width, channels))
 
 
 def _as_images_and_rows(judged: JudgedLayer, inputs: list[Int8Array]) -> tuple[JudgedLayer, list[Int8Array]]:
@@ -67,18 +76,18 @@ def _as_images_and_rows(judged: JudgedLayer, inputs: list[Int8Array]) -> tuple[J
 def litert(resolver: OpResolverType) -> Engine:
     """LiteRT with one of its sets of kernels."""
 
-    def run(model: bytes, inputs: list[Int8Array]) -> Int8Array:
+    def run(model: bytes, inputs: list[Int8Array]) -> list[Int8Array]:
         interpreter = Interpreter(model_content=model, experimental_op_resolver_type=resolver, num_threads=1)
         interpreter.allocate_tensors()
         for detail, array in zip(interpreter.get_input_details(), inputs, strict=True):
             interpreter.set_tensor(detail["index"], array)
         interpreter.invoke()
-        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+        return [interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()]
 
     return run
 
 
-def tflm(model: bytes, inputs: list[Int8Array]) -> Int8Array:
+def tflm(model: bytes, inputs: list[Int8Array]) -> list[Int8Array]:
     """TensorFlow Lite Micro."""
     from tflite_micro.python.tflite_micro import runtime
 
@@ -86,7 +95,8 @@ def tflm(model: bytes, inputs: list[Int8Array]) -> Int8Array:
     for index, array in enumerate(inputs):
         interpreter.set_input(array, index)
     interpreter.invoke()
-    return interpreter.get_output(0)
+    outputs = schema.Model.GetRootAsModel(model, 0).Subgraphs(0).OutputsLength()
+    return [interpreter.get_output(index) for index in range(outputs)]
 
 
 def _order(layer: Layer, x: Int8Array) -> Int8Array:
@@ -97,8 +107,8 @@ def _order(layer: Layer, x: Int8Array) -> Int8Array:
 class _Author:
     """One layer on its way into a model; images have channels last."""
 
-    def __init__(self, judged: JudgedLayer, inputs: list[Int8Array]) -> None:
-        self.model = TfliteModel()
+    def __init__(self, model: TfliteModel, judged: JudgedLayer, inputs: list[Int8Array]) -> None:
+        self.model = model
         self.judged, self.layer, self.batch = judged, judged.layer, len(inputs[0])
         self.shapes = [_order(judged.layer, x).shape for x in inputs]
         self.inputs = [
@@ -118,23 +128,22 @@ class _Author:
         array = np.array(values, np.int32)
         return self.model.tensor(array.shape, np.int32, data=array)
 
-    def finish(self) -> bytes:
-        return self.model.finish(self.inputs, [self.output])
 
-
-def author(judged: JudgedLayer, inputs: list[Int8Array]) -> bytes:
-    """The layer as a .tflite model.
+def author(jobs: list[Job]) -> bytes:
+    """Layers side by side in a .tflite model.
 
     Raises:
         Unjudged: TFLite has no such operator.
     """
-    a = _Author(judged, inputs)
-    kernel = judged.layer.kernel
-    writer = _WRITERS.get(type(kernel).__name__)
-    if writer is None:
-        raise Unjudged(f"no TFLite operator for {type(kernel).__name__}")
-    writer(a, kernel)
-    return a.finish()
+    model, authors = TfliteModel(), []
+    for judged, inputs in jobs:
+        a, kernel = _Author(model, judged, inputs), judged.layer.kernel
+        writer = _WRITERS.get(type(kernel).__name__)
+        if writer is None:
+            raise Unjudged(f"no TFLite operator for {type(kernel).__name__}")
+        writer(a, kernel)
+        authors.append(a)
+    return model.finish([x for a in authors for x in a.inputs], [a.output for a in authors])
 
 
 def _activation(layer: Layer) -> int:

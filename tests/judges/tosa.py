@@ -11,7 +11,7 @@ from npu_server.compile import graph as g
 from npu_server.numerics.scales import Quantization
 from npu_wire.layer_map import INT8_MAX, INT8_MIN, Int8Array
 
-from .layers import JudgedLayer, Unjudged, channels_first, channels_last
+from .layers import Job, JudgedLayer, Unjudged, channels_first, channels_last
 
 
 @dataclass(frozen=True)
@@ -23,20 +23,34 @@ class TosaJudge:
 
     def run(self, judged: JudgedLayer, inputs: list[Int8Array]) -> Int8Array:
         """The layer's output by the engine, logical order; see `Judge.run`."""
-        layer, images = judged.layer, [channels_last(x) for x in inputs]
-        writer = _WRITERS.get(type(layer.kernel).__name__)
-        if writer is None:
-            raise Unjudged(f"no TOSA graph for {type(layer.kernel).__name__}")
-        author = _Author(judged, images, self.double)
-        author.finish(writer(author, layer.kernel))
-        outputs, status = tosa_reference_model.run(author.graph.serialize(), images)
+        return self.run_all([(judged, inputs)])[0]
+
+    def run_all(self, jobs: list[Job]) -> list[Int8Array]:
+        """The outputs of several layers that stand side by side in one graph; see `Judge.run_all`."""
+        graph = ts.TosaSerializer("", ts.ConstMode.EMBED)
+        feeds = []
+        for judged, inputs in jobs:
+            images = [channels_last(x) for x in inputs]
+            feeds += images
+            writer = _WRITERS.get(type(judged.layer.kernel).__name__)
+            if writer is None:
+                raise Unjudged(f"no TOSA graph for {type(judged.layer.kernel).__name__}")
+            author = _Author(graph, judged, images, self.double)
+            author.finish(writer(author, judged.layer.kernel))
+        outputs, status = tosa_reference_model.run(graph.serialize(), feeds)
         if "VALID" not in str(status).upper() or "UN" in str(status).upper():
             raise Unjudged(f"the TOSA reference model says {status}")
-        result = np.asarray(outputs[0]).view(np.int8)
-        shape = (len(inputs[0]), *layer.shape)
-        if len(shape) == 4:
-            return channels_first(result.reshape(shape[0], shape[2], shape[3], shape[1]))
-        return result.reshape(shape)
+        return [
+            _logical(np.asarray(output).view(np.int8), (len(inputs[0]), *judged.layer.shape))
+            for (judged, inputs), output in zip(jobs, outputs, strict=True)
+        ]
+
+
+def _logical(result: Int8Array, shape: tuple[int, ...]) -> Int8Array:
+    """Channels first again, where the graph had them last."""
+    if len(shape) == 4:
+        return channels_first(result.reshape(shape[0], shape[2], shape[3], shape[1]))
+    return result.reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -50,8 +64,10 @@ class _Value:
 class _Author:
     """One layer on its way into a TOSA graph; images have channels last."""
 
-    def __init__(self, judged: JudgedLayer, images: list[Int8Array], double: bool) -> None:
-        self.graph = ts.TosaSerializer("", ts.ConstMode.EMBED)
+    def __init__(
+        self, graph: ts.TosaSerializer, judged: JudgedLayer, images: list[Int8Array], double: bool
+    ) -> None:
+        self.graph = graph
         self.judged, self.layer = judged, judged.layer
         self.mode = ts.RoundingMode.DOUBLE_ROUND if double else ts.RoundingMode.SINGLE_ROUND
         self.inputs = [

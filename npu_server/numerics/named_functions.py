@@ -1,0 +1,54 @@
+"""Functions that engines compute by an arithmetic of their own instead of by a table of real values."""
+
+import numpy as np
+
+from npu_server.numerics import fixed_point
+from npu_server.numerics.elementwise import CODES, function_table
+from npu_server.numerics.functions import evaluate
+from npu_server.numerics.hard_swish import hard_swish_table
+from npu_server.numerics.profile import Profile
+from npu_server.numerics.requantize import Output, make_multiplier, requantize
+from npu_server.numerics.scales import Float64Array, Quantization
+from npu_wire.layer_map import Int8Array
+
+
+def named_table(
+    name: str, alpha: float, source: Quantization, scale: float, out: Output, profile: Profile
+) -> Int8Array | None:
+    """For each code the code of a function that `LutRule` names; shape (256,).
+
+    Args:
+        name: of `functions.FUNCTIONS`.
+        alpha: of the function.
+        source: of the input.
+        scale: of the output.
+        out: zero point and clamp of the output.
+        profile: the arithmetic.
+
+    Returns:
+        None where the profile tabulates the function's real values like those of any other.
+    """
+    rule = profile.lut
+    if name == "HardSwish" and rule.hard_swish == "int16":
+        return hard_swish_table(source, scale, out)
+    if name == "Sigmoid" and rule.sigmoid == "int32":
+        return fixed_point.sigmoid_table(source, out)
+    if name == "Tanh" and rule.tanh == "int32":
+        return fixed_point.tanh_table(source, out)
+    if name == "Sigmoid" and rule.sigmoid == "float64":
+
+        def sigmoid(x: Float64Array) -> Float64Array:
+            return evaluate("Sigmoid", x.astype(np.float64), 0.0, 0.0)
+
+        return function_table(sigmoid, source, scale, out, profile)
+    if name == "LeakyRelu" and rule.leaky_relu == "requantize":
+        return _leaky_relu(alpha, source, scale, out, profile)
+    return None
+
+
+def _leaky_relu(alpha: float, source: Quantization, scale: float, out: Output, profile: Profile) -> Int8Array:
+    """TFLite's LEAKY_RELU: a multiplier for each side of zero."""
+    centred, rule = CODES.astype(np.int64) - source.zero_point, profile.requantize_in("leaky_relu")
+    slopes = np.float32(source.scale) * np.array([1, np.float32(alpha)], np.float32)
+    sides = [requantize(centred, make_multiplier(np.array(float(s)), scale, rule), out) for s in slopes]
+    return np.where(centred >= 0, *sides)
