@@ -21,6 +21,7 @@ from npu_server.config import (
     load_serve_config,
 )
 from npu_server.registry import create_backend
+from npu_server.words import LineFormatter
 from npu_wire.errors import InvalidInput, NpuError
 
 _USAGE = """usage: npu-server COMMAND [options]
@@ -65,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(arguments: Sequence[str]) -> NoReturn:
     config = load_serve_config(arguments)
-    logging.basicConfig(level=config.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=config.log_level, handlers=[handler])
     parent = os.getppid()
     stop = _stop_on_signals()
     # Imported here so that `--help` and the other commands do not wait for gRPC's and FastAPI's servers.

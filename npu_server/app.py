@@ -11,16 +11,18 @@ from types import TracebackType
 from typing import Self
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from npu_server import http_server
 from npu_server.backends.base import Backend, Health
 from npu_server.config import ServeConfig
 from npu_server.dashboard import create_dashboard
-from npu_server.interceptors import CallInterceptor
+from npu_server.health import HealthService
+from npu_server.interceptors import LISTENERS, SILENT_CALLS, CallInterceptor
 from npu_server.service import NpuService
 from npu_server.sessions import SessionTable
+from npu_server.stalls import StallWatch
 from npu_server.telemetry import DeviceStatus, Status, Telemetry
 from npu_server.watchdog import Watchdog
 from npu_server.worker import DeviceWorker
@@ -31,8 +33,11 @@ from npu_wire.v1 import npu_pb2, npu_pb2_grpc
 log = logging.getLogger(__name__)
 
 SERVICE_NAME: str = npu_pb2.DESCRIPTOR.services_by_name["NpuService"].full_name
-# Calls besides the one stream of each session: compiling, health, reflection, describing.
-_EXTRA_CALLS = 16
+# Threads of each session: its stream, one that it has replaced, a model that is being compiled.
+_CALLS_OF_A_SESSION = 3
+# Threads for those who say what they want and have their answer at once: describing, releasing, health.
+_QUICK_CALLS = 16
+SERVICES = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
 _DEVICE_ID = "device"
 _CLOSING_S = 3.0  # for programs and device, after the grace
 # The longest that a shutdown takes beyond the grace: who kills the process (compose, Kubernetes) adds it.
@@ -71,9 +76,12 @@ class RunningServer:
         self.telemetry = Telemetry()
         self._worker = DeviceWorker()
         self.sessions = SessionTable(backend, self._worker, config.limits, clock)
-        self._health = health.HealthServicer()
+        self._health = HealthService("", *SERVICES)
         self._watchdog = Watchdog(backend.probe, self._worker, config.probe_s, self._follow)
-        self._calls = CallInterceptor(self.telemetry, token, self._watchdog.suspect)
+        self._stalls = StallWatch()
+        self._calls = CallInterceptor(
+            self.telemetry, self._stalls, config.stall_s, token, self._watchdog.suspect
+        )
         self._server = self._build()
         self.telemetry.watch(self.sessions.count, self._worker.depth)
         try:
@@ -129,12 +137,14 @@ class RunningServer:
         grace = self._config.grace_s if grace_s is None else grace_s
         self._watchdog.stop()
         self._set_serving(False)
+        self._health.close()
         self.sessions.drain()
         # Ends at once, whatever the grace, when no call is left but those that would never end, like Watch.
         stopped = self._server.stop(grace)
         self._calls.wait_until_idle(grace)
         self._server.stop(None)
         stopped.wait()
+        self._stalls.close()
         end = time.monotonic() + _CLOSING_S
         self.sessions.close(_CLOSING_S)
         if not self._worker.close(end - time.monotonic(), self._close_device):
@@ -154,25 +164,25 @@ class RunningServer:
 
     def _build(self) -> grpc.Server:
         config = self._config
-        calls = 2 * config.max_sessions + _EXTRA_CALLS
+        calls = SILENT_CALLS + LISTENERS + _QUICK_CALLS + _CALLS_OF_A_SESSION * config.max_sessions
         server = grpc.server(
             futures.ThreadPoolExecutor(calls, thread_name_prefix="npu-grpc"),
             options=server_options(),
             interceptors=[self._calls],
-            # A call beyond the pool would wait unseen; so it is refused with RESOURCE_EXHAUSTED.
+            # Beyond what admission lets in; a call beyond the pool would wait unseen, so it is refused.
             maximum_concurrent_rpcs=calls,
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection(
-            (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-        )
+        reflection.enable_server_reflection(SERVICES, server)
         return server
 
     def _add_service(self) -> None:
         for kernel in self._capabilities.failed_kernels:
             self.telemetry.failed_kernel(kernel)
         limits = self._config.limits
-        service = NpuService(self._capabilities, self.sessions, self._worker, limits, self.telemetry)
+        service = NpuService(
+            self._capabilities, self.sessions, self._worker, limits, self.telemetry, self._stalls
+        )
         npu_pb2_grpc.add_NpuServiceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
 
     def _bind(self) -> str:
@@ -203,11 +213,7 @@ class RunningServer:
 
     def _set_serving(self, serving: bool) -> None:
         self._serving = serving
-        state = (
-            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        )
-        self._health.set("", state)
-        self._health.set(SERVICE_NAME, state)
+        self._health.set_serving(serving)
 
     def _follow(self, health: Health) -> None:
         self._trouble = "" if health.ok else health.detail or "it does not say why"

@@ -45,9 +45,19 @@ class ServeConfig(BaseModel):
     )
     token_file: Path | None = Field(None, description="file with the bearer token that every call must carry")
     max_sessions: int = Field(16, ge=1, le=1024, description="sessions open at the same time")
-    max_model_bytes: int = Field(2**30, ge=1, description="bytes of a model or a weight update")
+    max_model_bytes: int = Field(2**30, ge=1, description="bytes of a model")
     max_in_flight: int = Field(4, ge=1, le=1024, description="unanswered batches of a session")
+    max_session_bytes: int = Field(
+        2**30, ge=1, description="bytes held for a session: updates, batches, unread answers"
+    )
+    max_server_bytes: int = Field(2**32, ge=1, description="bytes held for all sessions together")
     lease_s: float = Field(60.0, gt=0, allow_inf_nan=False, description="a session idle so long is released")
+    stall_s: float = Field(
+        30.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="patience with a client that stalls in the middle of a call",
+    )
     grace_s: float = Field(10.0, ge=0, allow_inf_nan=False, description="time to finish work at shutdown")
     probe_s: float = Field(30.0, gt=0, allow_inf_nan=False, description="time between probes of the device")
     exit_with_stdin: bool = Field(
@@ -61,6 +71,12 @@ class ServeConfig(BaseModel):
             raise ValueError("--tls-cert and --tls-key come together; give both or neither")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("--tls-client-ca needs --tls-cert and --tls-key")
+        for name, size in (("model", self.max_model_bytes), ("session", self.max_session_bytes)):
+            if size > self.max_server_bytes:
+                raise ValueError(
+                    f"--max-{name}-bytes {size} is more than --max-server-bytes {self.max_server_bytes}; "
+                    "give a larger --max-server-bytes"
+                )
         endpoint = parse_endpoint(self.listen)
         if not endpoint.is_loopback and self.tls_cert is None and not self.insecure:
             raise ValueError(
@@ -91,7 +107,15 @@ class ServeConfig(BaseModel):
     @property
     def limits(self) -> Limits:
         """The quotas."""
-        return Limits(self.max_sessions, self.max_model_bytes, self.max_in_flight, self.lease_s)
+        return Limits(
+            max_sessions=self.max_sessions,
+            max_model_bytes=self.max_model_bytes,
+            max_in_flight=self.max_in_flight,
+            max_session_bytes=self.max_session_bytes,
+            max_server_bytes=self.max_server_bytes,
+            lease_s=self.lease_s,
+            stall_s=self.stall_s,
+        )
 
 
 class _Settings(BaseSettings):

@@ -6,10 +6,10 @@ batches in flight bounds it, so a slow client fills its own share of memory and 
 """
 
 import logging
-import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import grpc
@@ -17,14 +17,28 @@ import numpy as np
 
 from npu_server.backends.base import LayerTensor
 from npu_server.intake import Batch, Intake, WeightUpdate
+from npu_server.outbox import Outbox
+from npu_server.quotas import Ledger
+from npu_server.requests import Requests
 from npu_server.sessions import Limits, Session
+from npu_server.stalls import StallWatch
 from npu_server.telemetry import Telemetry
 from npu_server.worker import DeviceWorker, Steps, one_step
-from npu_wire.errors import DeviceFault, InvalidInput, NpuError, QuotaExceeded, ServerUnavailable
+from npu_wire.errors import (
+    DeviceFault,
+    InvalidInput,
+    NpuError,
+    QuotaExceeded,
+    ServerUnavailable,
+    SessionLost,
+)
 from npu_wire.tensors import OutgoingTensor
 from npu_wire.v1 import npu_pb2
 
 log = logging.getLogger(__name__)
+
+# Time for a client to hear why its stream ends.
+_FAREWELL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,8 @@ class ForwardStream:
         max_batch: most samples of a batch.
         profile_hash: sent with every answer.
         telemetry: counters.
+        stalls: ends the call when its client does not read the end.
+        hang_up: ends the call at once and without a word.
     """
 
     def __init__(
@@ -74,6 +90,8 @@ class ForwardStream:
         max_batch: int,
         profile_hash: str,
         telemetry: Telemetry,
+        stalls: StallWatch,
+        hang_up: Callable[[], object],
     ) -> None:
         self._session = session
         self._worker = worker
@@ -81,73 +99,129 @@ class ForwardStream:
         self._max_batch = max_batch
         self._profile_hash = profile_hash
         self._telemetry = telemetry
-        self._answers: queue.SimpleQueue[_Answer | NpuError | None] = queue.SimpleQueue()
+        self._stalls = stalls
+        self._hang_up = hang_up
+        self._outbox: Outbox[_Answer] = Outbox()
+        self._ledger = Ledger(session.account)
         self._ended = threading.Event()
+        self._over = False
         self._lock = threading.Lock()
         self._in_flight = 0
+        self._unread = 0
+        self._jobs: deque[Steps[None]] = deque()
+        self._paused = False
         # Blocks the reader, and so by flow control the client, while this many updates wait for the device.
         self._update_slots = threading.BoundedSemaphore(limits.max_in_flight)
 
-    def run(self, requests: Iterable[npu_pb2.ForwardRequest]) -> Iterator[npu_pb2.ForwardResponse]:
+    def run(self, requests: Requests[npu_pb2.ForwardRequest]) -> Iterator[npu_pb2.ForwardResponse]:
         """Serves the stream after its attach message, until the client ends it or an error does.
 
         Raises:
             NpuError: the error that ends the stream, after the answers to everything before it.
         """
-        threading.Thread(
-            target=self._read, args=(iter(requests),), name="npu-forward-reader", daemon=True
-        ).start()
-        while (answer := self._answers.get()) is not None:
-            if isinstance(answer, NpuError):
-                try:
-                    raise answer
-                finally:
-                    del answer
-            yield from self._encode(answer)
+        threading.Thread(target=self._read, args=(requests,), name="npu-forward-reader", daemon=True).start()
+        try:
+            while (answer := self._outbox.get()) is not None:
+                yield from self._encode(answer)
+                del answer
+        finally:
+            self._over = True
 
     def cancel(self, error: NpuError | None = None) -> None:
-        """Ends the stream now; the device stops at the next layer."""
-        if error is not None:
-            # Its frames hold this stream, and the stream's queue the error: a cycle around the whole program.
-            error.__traceback__ = None
-        self._ended.set()
-        self._answers.put(error)
+        """Ends the stream now and frees what it holds, also when its client does not read."""
+        self._stop()
+        self._outbox.drop(error)
+        self._ledger.close()
+        if not self._over:
+            self._stalls.after(_FAREWELL_S, self._hang_up)
+
+    def hang_up(self) -> None:
+        """Ends the call now, whether its client has read the end or not."""
+        self._hang_up()
 
     def finish(self, error: NpuError | None) -> None:
         """Ends the stream after the jobs that are queued."""
         try:
-            self._submit(one_step(lambda: self.cancel(error)))
+            self._submit(one_step(lambda: self._end(error)))
         except ServerUnavailable as closed:
-            self.cancel(error or closed)
+            self._end(error or closed)
+
+    def _end(self, error: NpuError | None) -> None:
+        """Ends the stream after the answers that are there."""
+        self._stop()
+        self._outbox.end(error)
+
+    def _stop(self) -> None:
+        """Takes no more from the device, which stops at the next layer."""
+        self._ended.set()
+        with self._lock:
+            self._jobs.clear()
 
     def _submit(self, job: Steps[None]) -> None:
-        self._worker.submit_steps(self._session.session_id, self._guard(job))
-
-    def _guard(self, job: Steps[None]) -> Steps[None]:
-        """The job's steps, for as long as the stream is open."""
-        try:
+        with self._lock:
             if self._ended.is_set():
                 return
+            self._jobs.append(job)
+        self._worker.submit_steps(self._session.session_id, self._turn())
+
+    def _turn(self) -> Steps[None]:
+        """The stream's next job, unless its client must read first."""
+        with self._lock:
+            self._paused = self._is_crowded()
+            if self._paused or not self._jobs:
+                return
+            job = self._jobs.popleft()
+        try:
             for _ in job:
                 yield
                 if self._ended.is_set():
                     return
         except NpuError as error:
-            self.cancel(error)
+            self._end(error)
         except Exception:
             log.exception("session %s: the device failed", self._session.short_id)
-            self.cancel(
+            self._end(
                 DeviceFault("the device failed while it worked on this session; the server's log says why")
             )
 
-    def _read(self, requests: Iterator[npu_pb2.ForwardRequest]) -> None:
+    def _is_crowded(self) -> bool:
+        """Whether answers lie unread and there is no room for more; one batch always has room."""
+        return self._unread > 0 and (
+            self._unread >= self._limits.max_session_bytes or self._ledger.is_crowded()
+        )
+
+    def _put(self, batch: Batch, tensor: LayerTensor) -> None:
+        size = tensor.data.nbytes
+        with self._lock:
+            self._unread += size
+        self._ledger.add(size)
+        self._outbox.put(_Tensor(batch, tensor))
+
+    def _has_been_read(self, size: int) -> None:
+        self._ledger.give(size)
+        with self._lock:
+            self._unread -= size
+            if not self._paused or self._is_crowded():
+                return
+            self._paused, waiting = False, len(self._jobs)
+        try:
+            for _ in range(waiting):
+                self._worker.submit_steps(self._session.session_id, self._turn())
+        except ServerUnavailable as closed:
+            self._end(closed)
+
+    def _read(self, requests: Requests[npu_pb2.ForwardRequest]) -> None:
+        requests.on_stall(self._stalled)
         try:
             intake = self._attach()
             for request in requests:
                 if self._ended.is_set():
                     return
-                self._telemetry.received(len(request.weight.chunk.data) + len(request.batch.chunk.data))
                 work = intake.take(request)
+                requests.awaited = intake.incomplete
+                self._telemetry.received(intake.size)
+                if not self._ledger.take(intake.size):
+                    return
                 if isinstance(work, WeightUpdate):
                     self._queue_update(work)
                 elif isinstance(work, Batch):
@@ -161,13 +235,27 @@ class ForwardStream:
             log.exception("session %s: reading requests failed", self._session.short_id)
             self.finish(DeviceFault("the server failed while it read this stream; its log says why"))
 
+    def _stalled(self) -> None:
+        self.cancel(
+            SessionLost(
+                "the client stopped in the middle of a weight update or a batch for "
+                f"{self._limits.stall_s:g} s; attach again"
+            )
+        )
+
     def _attach(self) -> Intake:
+        session = self._session
+
+        def version() -> int:
+            session.account.leave_queue()
+            return session.weights_version
+
+        session.account.queue()
         # Through the worker, so that whatever an earlier stream of the session has left there is over.
-        version = self._worker.submit(
-            self._session.session_id, lambda: self._session.weights_version
-        ).result()
-        self._answers.put(_Attached(version))
-        return Intake(self._session.layer_map, self._max_batch, self._limits.max_model_bytes, version)
+        current = self._worker.submit(session.session_id, version).result()
+        self._outbox.put(_Attached(current))
+        parameters, largest = session.program.parameters, self._limits.max_session_bytes
+        return Intake(session.layer_map, parameters, self._max_batch, largest, current)
 
     def _queue_update(self, update: WeightUpdate) -> None:
         while not self._update_slots.acquire(timeout=1.0):
@@ -179,7 +267,8 @@ class ForwardStream:
             self._session.program.load_weights(update.tensors)
             self._session.weights_version = update.weights_version
             self._update_slots.release()
-            self._answers.put(_Loaded(update.weights_version, time.monotonic_ns() - begin))
+            self._ledger.give(update.nbytes)
+            self._outbox.put(_Loaded(update.weights_version, time.monotonic_ns() - begin))
 
         self._submit(one_step(load))
 
@@ -202,14 +291,15 @@ class ForwardStream:
             if tensor is not None:
                 self._check(batch, tensor)
                 self._telemetry.layer(self._session.latency[tensor.layer], tensor.end_ns - tensor.start_ns)
-                self._answers.put(_Tensor(batch, tensor))
+                self._put(batch, tensor)
             device_ns += time.monotonic_ns() - resumed
             yield
             resumed = time.monotonic_ns()
         device_ns += time.monotonic_ns() - resumed
         self._session.batches += 1
         self._telemetry.batch(begin - queued, device_ns)
-        self._answers.put(_Done(batch, begin - queued, device_ns))
+        self._ledger.give(batch.data.nbytes)
+        self._outbox.put(_Done(batch, begin - queued, device_ns))
 
     def _check(self, batch: Batch, tensor: LayerTensor) -> None:
         last = len(self._session.layer_map.layers) - 1
@@ -258,7 +348,10 @@ class ForwardStream:
             message.end_ns = tensor.end_ns
             outgoing.write(message.chunk, offset)
             yield response
+            if self._outbox.dropped:
+                return
         self._telemetry.sent(outgoing.header.nbytes)
+        self._has_been_read(outgoing.header.nbytes)
 
 
 def session_id_of(request: npu_pb2.ForwardRequest | None) -> str:

@@ -7,10 +7,8 @@ import numpy as np
 
 from npu_wire.errors import InvalidInput, NonFiniteInput, QuotaExceeded
 from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
-from npu_wire.tensors import TensorAssembler, TensorHeader
-from npu_wire.v1 import npu_pb2
-
-_MAX_TENSORS = 16_384
+from npu_wire.tensors import Array, TensorAssembler, TensorHeader
+from npu_wire.v1 import npu_pb2, tensor_pb2
 
 
 @dataclass(frozen=True)
@@ -19,6 +17,11 @@ class WeightUpdate:
 
     weights_version: int
     tensors: Mapping[str, Float32Array]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(array.nbytes for array in self.tensors.values())
 
 
 @dataclass(frozen=True)
@@ -36,17 +39,28 @@ class Intake:
 
     Args:
         layer_map: of the session's program.
+        parameters: name and shape of its initializers.
         max_batch: most samples of a batch.
-        max_update_bytes: most bytes of a weight update.
+        max_bytes: most bytes of a weight update, and of a batch.
         weights_version: version that the session holds when the stream begins.
+
+    Attributes:
+        size: tensor bytes of the last request.
     """
 
     def __init__(
-        self, layer_map: LayerMap, max_batch: int, max_update_bytes: int, weights_version: int
+        self,
+        layer_map: LayerMap,
+        parameters: Mapping[str, tuple[int, ...]],
+        max_batch: int,
+        max_bytes: int,
+        weights_version: int,
     ) -> None:
+        self.size = 0
         self._layer_map = layer_map
+        self._parameters = parameters
         self._max_batch = max_batch
-        self._max_update_bytes = max_update_bytes
+        self._max_bytes = max_bytes
         self._version = weights_version
         self._update: dict[str, Float32Array] = {}
         self._update_version = 0
@@ -55,6 +69,11 @@ class Intake:
         self._taps: frozenset[int] = frozenset()
         self._assembler: TensorAssembler | None = None
         self._assembling = ""
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether the client is in the middle of a weight update or a batch."""
+        return self._assembler is not None or self._update_version != 0
 
     def take(self, request: npu_pb2.ForwardRequest) -> WeightUpdate | Batch | None:
         """Takes the next request.
@@ -66,6 +85,7 @@ class Intake:
             InvalidInput, NonFiniteInput, QuotaExceeded: the request breaks a rule of the wire.
         """
         kind = request.WhichOneof("kind")
+        self.size = 0
         if self._assembler is not None and kind != self._assembling:
             raise InvalidInput(f"got '{kind}' in the middle of a tensor '{self._assembler.header.name}'")
         if kind == "weight":
@@ -85,20 +105,9 @@ class Intake:
             )
         self._update_version = version
         if self._assembler is None:
-            self._assembler = TensorAssembler(message.chunk, self._max_update_bytes)
+            self._assembler = self._weight_assembler(message)
             self._assembling = "weight"
-            header = self._assembler.header
-            if header.dtype != np.float32:
-                raise InvalidInput(f"weight '{header.name}' is {header.dtype}; weights travel as float32")
-            if header.name in self._update:
-                raise InvalidInput(f"weight '{header.name}' comes twice in version {version}")
-            self._update_bytes += header.nbytes
-            if self._update_bytes > self._max_update_bytes or len(self._update) >= _MAX_TENSORS:
-                raise QuotaExceeded(
-                    f"weights version {version} is larger than {self._max_update_bytes} bytes "
-                    f"or {_MAX_TENSORS} tensors"
-                )
-        array = self._assembler.add(message.chunk)
+        array = self._add(self._assembler, message.chunk)
         if array is None:
             return
         name = self._assembler.header.name
@@ -108,6 +117,24 @@ class Intake:
                 f"weight '{name}' of version {version} holds NaN or infinity; training diverged?"
             )
         self._update[name] = array
+
+    def _weight_assembler(self, message: npu_pb2.WeightChunk) -> TensorAssembler:
+        assembler = TensorAssembler(message.chunk, self._max_bytes)
+        header = assembler.header
+        if header.name not in self._parameters:
+            raise InvalidInput(
+                f"weight '{header.name}': no layer of this program derives from such an initializer"
+            )
+        shape = self._parameters[header.name]
+        if header.dtype != np.float32 or header.shape != shape:
+            raise InvalidInput(
+                f"weight '{header.name}' is {header.dtype} {header.shape}; compiled with float32 {shape}"
+            )
+        if header.name in self._update:
+            raise InvalidInput(f"weight '{header.name}' comes twice in version {message.weights_version}")
+        self._update_bytes += header.nbytes
+        self._check_size(f"weights version {message.weights_version}", self._update_bytes)
+        return assembler
 
     def _take_commit(self, version: int) -> WeightUpdate:
         if version != self._update_version or not self._update:
@@ -132,7 +159,7 @@ class Intake:
             self._assembling = "batch"
         elif message.batch_id != self._batch_id:
             raise InvalidInput(f"a chunk of batch {message.batch_id} in the middle of batch {self._batch_id}")
-        array = self._assembler.add(message.chunk)
+        array = self._add(self._assembler, message.chunk)
         if array is None:
             return None
         self._assembler = None
@@ -155,4 +182,18 @@ class Intake:
                 f"batch {message.batch_id} has {samples} samples; this device takes 1 to {self._max_batch}"
             )
         expected = TensorHeader(spec.name, np.dtype(np.int8), (samples, *spec.shape), spec.layout)
+        self._check_size(f"batch {message.batch_id}", expected.nbytes)
         return TensorAssembler(message.chunk, expected.nbytes, expected)
+
+    def _add(self, assembler: TensorAssembler, chunk: tensor_pb2.TensorChunk) -> Array | None:
+        before = assembler.received
+        array = assembler.add(chunk)
+        self.size = assembler.received - before
+        return array
+
+    def _check_size(self, what: str, size: int) -> None:
+        if size > self._max_bytes:
+            raise QuotaExceeded(
+                f"{what} has {size} bytes; this server holds {self._max_bytes} for a session. "
+                "Start it with a larger --max-session-bytes"
+            )

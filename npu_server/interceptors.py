@@ -1,44 +1,64 @@
-"""What every call passes through: the token, the one place where errors become statuses, metrics."""
+"""What every call passes through: admission, the token, parsing, errors to statuses, metrics."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
 
+from npu_server.admission import Lobby, OpenCalls, Ticket
+from npu_server.requests import Requests
+from npu_server.stalls import StallWatch, Wait
 from npu_server.telemetry import Telemetry
+from npu_server.words import for_status
 from npu_wire.channel import TOKEN_METADATA_KEY, token_matches
 from npu_wire.errors import ERROR_KEY, DeviceFault, NpuError, Unauthenticated, status_of
 
 log = logging.getLogger(__name__)
 
-# gRPC drops metadata beyond 8 KB, so a long message would lose the whole status.
-_MAX_MESSAGE = 2_000
 # Probes of an orchestrator carry no token and learn nothing but the health.
 _OPEN_SERVICE = "/grpc.health.v1.Health/"
-_ENDLESS_SERVICES = (_OPEN_SERVICE, "/grpc.reflection.")
+_OWN_SERVICE = "/npu_wire.v1.NpuService/"
+
+# Threads that calls take which have said nothing yet, or only listen (Watch, reflection).
+SILENT_CALLS, LISTENERS = 32, 16
 
 Handler = Any  # grpc.RpcMethodHandler, whose fields gRPC leaves untyped
 
 
 class CallInterceptor(grpc.ServerInterceptor):
-    """Checks the token, maps errors and counts calls.
+    """Admits calls, checks the token, parses messages, maps errors and counts calls.
+
+    To gRPC every method takes a stream of bytes: so a call that says nothing can be ended, and bytes that
+    are no message are our own business.
 
     Args:
         telemetry: counters.
+        stalls: ends calls whose client stalls.
+        stall_s: patience with a client that is awaited.
         token: bearer token that calls must carry; None: everyone may call.
         on_fault: called when a call ends with DeviceFault.
     """
 
     def __init__(
-        self, telemetry: Telemetry, token: str | None = None, on_fault: Callable[[], None] = lambda: None
+        self,
+        telemetry: Telemetry,
+        stalls: StallWatch,
+        stall_s: float,
+        token: str | None = None,
+        on_fault: Callable[[], None] = lambda: None,
     ) -> None:
         self._telemetry = telemetry
+        self._stalls = stalls
+        self._stall_s = stall_s
         self._token = token
         self._on_fault = on_fault
-        self._open = _OpenCalls()
+        self._silent = Lobby(SILENT_CALLS)
+        self._listeners = Lobby(LISTENERS)
+        self._open = OpenCalls()
 
     def intercept_service(self, continuation: Callable[[Any], Handler], details: Any) -> Handler:
         """Wraps the handler that gRPC has found for a call."""
@@ -48,122 +68,138 @@ class CallInterceptor(grpc.ServerInterceptor):
         method: str = details.method
         needs_token = self._token is not None and not method.startswith(_OPEN_SERVICE)
         header = next((str(v) for k, v in details.invocation_metadata if k == TOKEN_METADATA_KEY), "")
-        allowed = not needs_token or token_matches(header, self._token or "")
+        call = _Call(
+            method=method,
+            takes_stream=handler.request_streaming,
+            behavior=_behavior(handler),
+            parse=handler.request_deserializer,
+            allowed=not needs_token or token_matches(header, self._token or ""),
+            ticket=self._silent.enter(),
+        )
         if handler.response_streaming:
-            kind = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
+            return grpc.stream_stream_rpc_method_handler(
+                lambda raw, context: self._stream(call, raw, context), None, handler.response_serializer
             )
-            behavior = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            wrapped: Callable[..., Any] = self._streaming(method, behavior, allowed)
-        else:
-            kind = (
-                grpc.stream_unary_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_unary_rpc_method_handler
-            )
-            behavior = handler.stream_unary if handler.request_streaming else handler.unary_unary
-            wrapped = self._single(method, behavior, allowed)
-        return kind(wrapped, handler.request_deserializer, handler.response_serializer)
+        return grpc.stream_unary_rpc_method_handler(
+            lambda raw, context: self._answer(call, raw, context), None, handler.response_serializer
+        )
 
     def wait_until_idle(self, timeout_s: float) -> bool:
-        """Waits until no call is open but those that need no end: health and reflection."""
+        """Waits until no call is open but those that need no end: silent ones, health and reflection."""
         return self._open.wait_until_none(timeout_s)
 
-    def _single(self, method: str, behavior: Callable[..., Any], allowed: bool) -> Callable[..., Any]:
-        def call(request: Any, context: grpc.ServicerContext) -> Any:
-            self._open.enter(method, context)
-            with _Call(self._telemetry, method, context, allowed, self._on_fault):
-                return behavior(request, context)
+    def _answer(self, call: "_Call", raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+        with _Outcome(self._telemetry, call.method, context, self._on_fault), ExitStack() as stack:
+            return call.begin(self._admit(call, raw, context, stack), context)
 
-        return call
+    def _stream(self, call: "_Call", raw: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+        with _Outcome(self._telemetry, call.method, context, self._on_fault), ExitStack() as stack:
+            requests = self._admit(call, raw, context, stack)
+            reading = self._wait(context, call.method, "reads nothing", stack)
+            begun = call.begin(requests, context)
+            if not call.method.startswith(_OWN_SERVICE):
+                ticket = self._listeners.enter()
+                stack.callback(self._listeners.leave, ticket)
+                ticket.bind(context.cancel)
+            for answer in stack.enter_context(closing(begun)):
+                reading.start()
+                yield answer
+                reading.renew()
 
-    def _streaming(
-        self, method: str, behavior: Callable[..., Iterator[Any]], allowed: bool
-    ) -> Callable[..., Iterator[Any]]:
-        def call(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            self._open.enter(method, context)
-            with _Call(self._telemetry, method, context, allowed, self._on_fault):
-                yield from behavior(request, context)
+    def _admit(
+        self, call: "_Call", raw: Iterator[bytes], context: grpc.ServicerContext, stack: ExitStack
+    ) -> Requests[Any]:
+        """The call's messages, if it may speak."""
+        stack.callback(self._silent.leave, call.ticket)
+        if not call.allowed:
+            raise Unauthenticated("this server wants a token: connect with token=... or --token-file")
+        call.ticket.bind(context.cancel)
 
-        return call
+        def arrived() -> None:
+            self._silent.leave(call.ticket)
+            if call.method.startswith(_OWN_SERVICE):
+                self._open.enter(context.add_callback)
 
+        saying = self._wait(context, call.method, "says nothing", stack)
+        return Requests(raw, call.parse, saying, arrived)
 
-class _OpenCalls:
-    """Counts the calls that a shutdown waits for."""
+    def _wait(self, context: grpc.ServicerContext, method: str, what: str, stack: ExitStack) -> Wait:
+        def end() -> None:
+            log.info("%s: the client %s; the call is ended after %g s", method, what, self._stall_s)
+            context.cancel()
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._count = 0
-
-    def enter(self, method: str, context: grpc.ServicerContext) -> None:
-        if method.startswith(_ENDLESS_SERVICES):
-            return
-        with self._changed:
-            self._count += 1
-        # When the handler returns, its answer has yet to be sent; gRPC calls back when all is over.
-        if not context.add_callback(self._leave):
-            self._leave()
-
-    def wait_until_none(self, timeout_s: float) -> bool:
-        with self._changed:
-            return self._changed.wait_for(lambda: self._count == 0, timeout_s)
-
-    def _leave(self) -> None:
-        with self._changed:
-            self._count -= 1
-            self._changed.notify_all()
+        wait = Wait(self._stall_s, end)
+        self._stalls.watch(wait)
+        stack.callback(self._stalls.forget, wait)
+        return wait
 
 
+@dataclass(frozen=True)
 class _Call:
-    """One call, from its token to its status."""
+    """What is known of a call before it has said anything."""
+
+    method: str
+    takes_stream: bool
+    behavior: Callable[[Any, grpc.ServicerContext], Any]
+    parse: Callable[[bytes], Any]
+    allowed: bool
+    ticket: Ticket
+
+    def begin(self, requests: Requests[Any], context: grpc.ServicerContext) -> Any:
+        """Hands the call to the service."""
+        return self.behavior(requests if self.takes_stream else requests.only(), context)
+
+
+class _Outcome:
+    """How a call ends."""
 
     def __init__(
         self,
         telemetry: Telemetry,
         method: str,
         context: grpc.ServicerContext,
-        allowed: bool,
         on_fault: Callable[[], None],
     ) -> None:
         self._telemetry = telemetry
         self._method = method
         self._context = context
-        self._allowed = allowed
         self._on_fault = on_fault
         self._begin = time.monotonic()
 
     def __enter__(self) -> None:
-        if not self._allowed:
-            self._abort(Unauthenticated("this server wants a token: connect with token=... or --token-file"))
+        """Nothing to prepare."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _traceback: object
     ) -> None:
-        if error is None or isinstance(error, GeneratorExit):
-            self._count("OK" if error is None else "CANCELLED")
+        if isinstance(error, DeviceFault):
+            self._on_fault()
+        if isinstance(error, GeneratorExit) or not self._context.is_active():
+            self._count("CANCELLED")
+        elif error is None:
+            self._count("OK")
         elif isinstance(error, NpuError):
             self._abort(error)
-        elif not self._context.is_active():
-            self._count("CANCELLED")
         elif isinstance(error, Exception):
             log.error("%s failed", self._method, exc_info=error)
+            self._on_fault()
             self._abort(DeviceFault("the server failed on this call; its log says why"))
 
     def _abort(self, error: NpuError) -> NoReturn:
         status = status_of(error)
         log.info("%s: %s: %s", self._method, type(error).__name__, error)
         self._telemetry.error(type(error).__name__)
-        if isinstance(error, DeviceFault):
-            self._on_fault()
         self._count(status)
-        message = str(error)
-        if len(message) > _MAX_MESSAGE:
-            message = message[: _MAX_MESSAGE - 1] + "…"
         self._context.set_trailing_metadata(((ERROR_KEY, type(error).__name__),))
-        self._context.abort(grpc.StatusCode[status], message)
+        self._context.abort(grpc.StatusCode[status], for_status(str(error)))
         raise AssertionError("abort raises")
 
     def _count(self, code: str) -> None:
         self._telemetry.request(self._method.rpartition("/")[2], code, time.monotonic() - self._begin)
+
+
+def _behavior(handler: Handler) -> Callable[[Any, grpc.ServicerContext], Any]:
+    """The one of four fields that is set."""
+    behaviors = (handler.unary_unary, handler.unary_stream, handler.stream_unary, handler.stream_stream)
+    found: Callable[[Any, grpc.ServicerContext], Any] = next(b for b in behaviors if b is not None)
+    return found

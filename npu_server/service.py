@@ -8,7 +8,10 @@ import grpc
 
 from npu_server.backends.base import Capabilities
 from npu_server.forward import ForwardStream, session_id_of
+from npu_server.quotas import Ledger
+from npu_server.requests import Requests
 from npu_server.sessions import Limits, SessionTable
+from npu_server.stalls import StallWatch
 from npu_server.telemetry import Telemetry
 from npu_server.worker import DeviceWorker
 from npu_wire.errors import InvalidInput, InvalidModel, QuotaExceeded
@@ -25,6 +28,7 @@ class NpuService(npu_pb2_grpc.NpuServiceServicer):
         worker: its thread.
         limits: quotas.
         telemetry: counters.
+        stalls: ends calls whose client does not read.
     """
 
     def __init__(
@@ -34,12 +38,14 @@ class NpuService(npu_pb2_grpc.NpuServiceServicer):
         worker: DeviceWorker,
         limits: Limits,
         telemetry: Telemetry,
+        stalls: StallWatch,
     ) -> None:
         self._capabilities = capabilities
         self._sessions = sessions
         self._worker = worker
         self._limits = limits
         self._telemetry = telemetry
+        self._stalls = stalls
 
     def Describe(  # noqa: N802
         self, request: npu_pb2.DescribeRequest, context: grpc.ServicerContext
@@ -70,24 +76,31 @@ class NpuService(npu_pb2_grpc.NpuServiceServicer):
                 max_model_bytes=limits.max_model_bytes,
                 max_in_flight=limits.max_in_flight,
                 lease_s=limits.lease_s,
+                max_session_bytes=limits.max_session_bytes,
+                max_server_bytes=limits.max_server_bytes,
+                stall_s=limits.stall_s,
             ),
             server_time_ns=time.monotonic_ns(),
         )
 
     def Compile(  # noqa: N802
-        self, requests: Iterator[npu_pb2.CompileRequest], context: grpc.ServicerContext
+        self, requests: Requests[npu_pb2.CompileRequest], context: grpc.ServicerContext
     ) -> npu_pb2.CompileResponse:
         """Compiles a model and opens a session."""
         first = next(requests, None)
         if first is None or first.WhichOneof("kind") != "header":
             raise InvalidInput("the first message of Compile must be the header")
+        requests.awaited = True
         ranges = _checked_ranges(first.header.ranges)
-        self._sessions.reserve()
-        try:
-            model = _receive_model(requests, first.header.model_bytes, self._limits.max_model_bytes)
-            session = self._sessions.open(model, ranges)
-        finally:
-            self._sessions.cancel_reservation()
+        with self._sessions.reserve() as place:
+            if not context.add_callback(place.given_up.set):
+                place.given_up.set()
+            model = _receive_model(
+                requests, first.header.model_bytes, self._limits.max_model_bytes, place.ledger
+            )
+            session = self._sessions.open(model, ranges, place)
+        if not context.is_active():
+            self._sessions.release(session.session_id)
         return npu_pb2.CompileResponse(
             session_id=session.session_id,
             profile_hash=self._capabilities.fingerprint.profile_hash,
@@ -97,7 +110,7 @@ class NpuService(npu_pb2_grpc.NpuServiceServicer):
         )
 
     def Forward(  # noqa: N802
-        self, requests: Iterator[npu_pb2.ForwardRequest], context: grpc.ServicerContext
+        self, requests: Requests[npu_pb2.ForwardRequest], context: grpc.ServicerContext
     ) -> Iterator[npu_pb2.ForwardResponse]:
         """Runs batches of one session."""
         session = self._sessions.get(session_id_of(next(requests, None)))
@@ -108,6 +121,8 @@ class NpuService(npu_pb2_grpc.NpuServiceServicer):
             self._capabilities.max_batch,
             self._capabilities.fingerprint.profile_hash,
             self._telemetry,
+            self._stalls,
+            context.cancel,
         )
         self._sessions.attach(session, stream)
         try:
@@ -149,7 +164,9 @@ def _checked_ranges(messages: Iterable[program_pb2.ActivationRange]) -> dict[str
     return ranges
 
 
-def _receive_model(requests: Iterator[npu_pb2.CompileRequest], size: int, max_bytes: int) -> bytes:
+def _receive_model(
+    requests: Iterator[npu_pb2.CompileRequest], size: int, max_bytes: int, ledger: Ledger
+) -> bytes:
     if size == 0:
         raise InvalidModel("the model has 0 bytes")
     if size > max_bytes:
@@ -166,6 +183,7 @@ def _receive_model(requests: Iterator[npu_pb2.CompileRequest], size: int, max_by
         received += len(data)
         if not data or received > size:
             raise InvalidInput(f"the header announces {size} bytes of model; an empty chunk or more came")
+        ledger.take(len(data))
         chunks.append(data)
     if received != size:
         raise InvalidInput(f"the header announces {size} bytes of model, but {received} came")

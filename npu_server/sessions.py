@@ -4,11 +4,13 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from npu_server.backends.base import Backend, Program, Ranges
+from npu_server.quotas import Account, Ledger, Memory
 from npu_server.telemetry import LayerLatency, SessionStatus
 from npu_server.worker import DeviceWorker
 from npu_wire.errors import NpuError, QuotaExceeded, ServerUnavailable, SessionLost
@@ -26,15 +28,23 @@ class Limits:
 
     Attributes:
         max_sessions: sessions open at the same time.
-        max_model_bytes: bytes of an ONNX model, and of a weight update.
+        max_model_bytes: bytes of an ONNX model.
         max_in_flight: batches of a session sent and not yet answered.
+        max_session_bytes: bytes that the server holds for a session, its streams together: what comes in and
+            is not computed yet, and answers that are not read. A weight update or a batch may be as large.
+        max_server_bytes: the same for all sessions together, and for models that are being compiled.
         lease_s: seconds without a sign of life after which a session is released.
+        stall_s: seconds that a client may keep the server waiting: for a call's first message, for the rest
+            of a model, weight update or tensor, and while it does not read its answers.
     """
 
     max_sessions: int
     max_model_bytes: int
     max_in_flight: int
+    max_session_bytes: int
+    max_server_bytes: int
     lease_s: float
+    stall_s: float
 
 
 class Stream(Protocol):
@@ -46,6 +56,10 @@ class Stream(Protocol):
 
     def finish(self, error: NpuError | None) -> None:
         """Ends it after what is queued."""
+        ...
+
+    def hang_up(self) -> None:
+        """Ends its call now, without a word if none was said yet."""
         ...
 
 
@@ -61,24 +75,43 @@ class Session:
         expires: time when the lease ends, unless a stream is open.
         weights_version: of the weights in the program; changed by the device's worker.
         batches: batches computed.
+        account: what it holds of the server's memory.
         stream: the open Forward stream.
+        replaced: the stream before that, which may not have ended yet.
         latency: per layer.
     """
 
     session_id: str
     program: Program
     layer_map: LayerMap
+    account: Account
     opened: float
     expires: float
     weights_version: int = 0
     batches: int = 0
     stream: Stream | None = None
+    replaced: Stream | None = None
     latency: tuple[LayerLatency, ...] = field(default=())
 
     @property
     def short_id(self) -> str:
         """For logs and pages: who knows the whole id may use the session."""
         return self.session_id[:8]
+
+
+@dataclass(eq=False)
+class Place:
+    """A reserved place for a session.
+
+    Attributes:
+        ledger: for the bytes of its model.
+        given_up: set when nobody waits for the session any more.
+        taken: whether the session is open.
+    """
+
+    ledger: Ledger
+    given_up: threading.Event = field(default_factory=threading.Event)
+    taken: bool = False
 
 
 class SessionTable:
@@ -105,6 +138,7 @@ class SessionTable:
         self._lock = threading.Lock()
         self._sessions: dict[str, Session] = {}
         self._opening = 0
+        self._memory = Memory(limits.max_server_bytes, limits.max_sessions, limits.stall_s)
         self._compilers = threading.BoundedSemaphore(_COMPILERS)
         self._stop = threading.Event()
         self._reaper: threading.Thread | None = None
@@ -114,8 +148,9 @@ class SessionTable:
         self._reaper = threading.Thread(target=self._reap_until_stopped, name="npu-lease-reaper", daemon=True)
         self._reaper.start()
 
-    def reserve(self) -> None:
-        """Takes a place for a session that is about to be opened, before its model is received.
+    @contextmanager
+    def reserve(self) -> Iterator[Place]:
+        """Holds a place for a session that is about to be opened, before its model is received.
 
         Raises:
             QuotaExceeded: all places are taken.
@@ -127,23 +162,32 @@ class SessionTable:
                     "or start the server with a larger --max-sessions"
                 )
             self._opening += 1
+        place = Place(Ledger(Account(self._memory, self._limits.max_model_bytes)))
+        try:
+            yield place
+        finally:
+            place.ledger.close()
+            with self._lock:
+                if not place.taken:
+                    self._opening -= 1
 
-    def cancel_reservation(self) -> None:
-        """Gives a reserved place back."""
-        with self._lock:
-            self._opening -= 1
-
-    def open(self, model: bytes, ranges: Ranges) -> Session:
-        """Compiles a model into a session, on a reserved place that the caller gives back afterwards.
+    def open(self, model: bytes, ranges: Ranges, place: Place) -> Session:
+        """Compiles a model into a session, on a reserved place.
 
         Raises:
             NpuError: what the backend has against the model.
+            SessionLost: nobody waits for it any more.
         """
-        with self._compilers:
-            self._refuse_if_closed()
-            return self._keep(self._backend.compile(model, ranges))
+        while not self._compilers.acquire(timeout=0.2):
+            self._refuse_if_not_wanted(place)
+        try:
+            self._refuse_if_not_wanted(place)
+            program = self._backend.compile(model, ranges)
+        finally:
+            self._compilers.release()
+        return self._keep(program, place)
 
-    def _keep(self, program: Program) -> Session:
+    def _keep(self, program: Program, place: Place) -> Session:
         session_id = secrets.token_hex(16)
         layer_map = program.layer_map
         now = self._clock()
@@ -151,17 +195,20 @@ class SessionTable:
             session_id=session_id,
             program=program,
             layer_map=layer_map,
+            account=Account(self._memory, self._limits.max_session_bytes),
             opened=now,
             expires=now + self._limits.lease_s,
             latency=tuple(LayerLatency(layer.name, layer.op) for layer in layer_map.layers),
         )
         with self._lock:
-            closed = self._stop.is_set()
-            if not closed:
+            wanted = not self._stop.is_set() and not place.given_up.is_set()
+            if wanted:
                 self._sessions[session_id] = session
-        if closed:
+                self._opening -= 1
+                place.taken = True
+        if not wanted:
             self._dispose(session, None)
-        self._refuse_if_closed()
+            self._refuse_if_not_wanted(place)
         log.info("session %s opened: %d layers", session.short_id, len(layer_map.layers))
         return session
 
@@ -175,7 +222,7 @@ class SessionTable:
             session = self._sessions.get(session_id)
             if session is None:
                 raise SessionLost(
-                    f"the server knows no session '{session_id[:64]}': its lease is over or the server was "
+                    f"the server knows no session '{session_id[:8]}…': its lease is over or the server was "
                     "restarted; compile the model again"
                 )
             session.expires = self._clock() + self._limits.lease_s
@@ -189,10 +236,13 @@ class SessionTable:
         """
         with self._lock:
             if self._sessions.get(session.session_id) is not session:
-                raise SessionLost(f"session '{session.session_id}' was released; compile the model again")
+                raise SessionLost(f"session '{session.short_id}…' was released; compile the model again")
             earlier, session.stream = session.stream, stream
+            overdue, session.replaced = session.replaced, earlier
+        if overdue is not None:
+            overdue.hang_up()  # so that a session has never more than two
         if earlier is not None:
-            earlier.cancel(SessionLost(f"another stream was attached to session '{session.session_id}'"))
+            earlier.cancel(SessionLost(f"another stream was attached to session '{session.short_id}…'"))
 
     def detach(self, session: Session, stream: Stream) -> None:
         """Ends `stream`; the session's lease runs from now."""
@@ -200,6 +250,8 @@ class SessionTable:
             if session.stream is stream:
                 session.stream = None
                 session.expires = self._clock() + self._limits.lease_s
+            if session.replaced is stream:
+                session.replaced = None
         stream.cancel()
 
     def release(self, session_id: str) -> None:
@@ -207,7 +259,7 @@ class SessionTable:
         with self._lock:
             session = self._sessions.pop(session_id, None)
         if session is not None:
-            self._dispose(session, SessionLost(f"session '{session_id}' was released"))
+            self._dispose(session, SessionLost(f"session '{session.short_id}…' was released"))
 
     def reap(self) -> int:
         """Releases the sessions whose lease is over and tells how many."""
@@ -264,7 +316,9 @@ class SessionTable:
             for session in self._snapshot()
         )
 
-    def _refuse_if_closed(self) -> None:
+    def _refuse_if_not_wanted(self, place: Place) -> None:
+        if place.given_up.is_set():
+            raise SessionLost("the call was cancelled before its session was open")
         if self._stop.is_set():
             raise ServerUnavailable("the server is shutting down; try again when it is back")
 

@@ -65,7 +65,7 @@ class TensorHeader:
             return (self.shape[0], *self.shape[2:], self.shape[1])
         return self.shape
 
-    def view(self, raw: bytes | bytearray) -> Array:
+    def view(self, raw: bytes | Array) -> Array:
         """The tensor that `raw` holds, logical shape, without a copy and read-only."""
         array = np.frombuffer(raw, self.dtype).reshape(self.wire_shape)
         array.flags.writeable = False
@@ -137,13 +137,17 @@ class OutgoingTensor:
 class TensorAssembler:
     """Puts the chunks of one tensor together.
 
-    Memory is allocated only after the header was compared with what the receiver expects or allows; a tensor
-    that comes in one chunk is not copied at all.
+    The header is compared with what the receiver expects or allows at once. Memory is reserved then, but the
+    system commits it page by page as bytes come. A tensor that comes in one chunk is not copied at all.
 
     Args:
         first: the first chunk.
         max_bytes: largest tensor to accept.
         expected: what the header must be, where the receiver knows; None accepts any within `max_bytes`.
+
+    Attributes:
+        header: what the tensor will be.
+        received: bytes so far.
 
     Raises:
         InvalidInput: another header than expected, or a tensor that is too large.
@@ -159,8 +163,8 @@ class TensorAssembler:
             raise InvalidInput(
                 f"tensor {_describe(self.header)} has {self.header.nbytes} bytes; legal are {max_bytes}"
             )
-        self._raw: bytes | bytearray = b""
-        self._received = 0
+        self.received = 0
+        self._raw: Array | None = None
 
     def add(self, chunk: tensor_pb2.TensorChunk) -> Array | None:
         """Takes the next chunk.
@@ -172,27 +176,27 @@ class TensorAssembler:
             InvalidInput: a chunk of another tensor, a gap, an overlap, no bytes or too many.
         """
         data = chunk.data
-        total = self.header.nbytes
-        if self._received and header_of(chunk) != self.header:
+        received, total = self.received, self.header.nbytes
+        if received and header_of(chunk) != self.header:
             raise InvalidInput(
                 f"a chunk of {_describe(header_of(chunk))} came in the middle of {_describe(self.header)}"
             )
-        if chunk.offset != self._received:
+        if chunk.offset != received:
             raise InvalidInput(
-                f"tensor '{self.header.name}': a chunk at byte {chunk.offset}; {self._received} must follow"
+                f"tensor '{self.header.name}': a chunk at byte {chunk.offset}; {received} must follow"
             )
-        if not data or self._received + len(data) > total:
+        if not data or received + len(data) > total:
             raise InvalidInput(
-                f"tensor '{self.header.name}': {len(data)} bytes came at byte {self._received} of {total}"
+                f"tensor '{self.header.name}': {len(data)} bytes came at byte {received} of {total}"
             )
         if len(data) == total:
+            self.received = total
             return self.header.view(data)
-        if not self._received:
-            self._raw = bytearray(total)
-        assert isinstance(self._raw, bytearray)
-        self._raw[self._received : self._received + len(data)] = data
-        self._received += len(data)
-        return self.header.view(self._raw) if self._received == total else None
+        if self._raw is None:
+            self._raw = np.empty(total, np.uint8)
+        self.received += len(data)
+        self._raw[received : self.received] = np.frombuffer(data, np.uint8)
+        return self.header.view(self._raw) if self.received == total else None
 
 
 def split_bytes(raw: bytes, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:

@@ -109,6 +109,11 @@ class Program(Protocol):
         """Every INT8 tensor, the same for the program's life; the last layer yields the model's output."""
         ...
 
+    @property
+    def parameters(self) -> Mapping[str, tuple[int, ...]]:
+        """Name and shape of every FP32 initializer that `load_weights` takes; constant as well."""
+        ...
+
     def load_weights(self, tensors: Mapping[str, Float32Array]) -> None:
         """Replaces some FP32 initializers, all or nothing; the others keep their value.
 

@@ -65,12 +65,18 @@ class CompiledProgram:
         self._max_batch = max_batch
         self._packed = [self._pack(layer, constants) for layer in plan.layers]
         self._last_use = _last_uses(plan)
-        self._trainable = frozenset(name for layer in plan.layers for name in layer.spec.parameters)
+        names = {name for layer in plan.layers for name in layer.spec.parameters}
+        self._parameters = {name: constants.array(name).shape for name in names}
 
     @property
     def layer_map(self) -> LayerMap:
         """Every INT8 tensor of the program."""
         return self._plan.layer_map
+
+    @property
+    def parameters(self) -> Mapping[str, tuple[int, ...]]:
+        """Every initializer that a layer derives from."""
+        return self._parameters
 
     def load_weights(self, tensors: Mapping[str, Float32Array]) -> None:
         """Replaces some initializers, all or nothing; prepares only the layers that derive from them.
@@ -126,7 +132,7 @@ class CompiledProgram:
         return self._kernels.pack(layer, prepare(layer, constants, self._profile))
 
     def _check(self, name: str, array: Float32Array) -> None:
-        if name not in self._trainable:
+        if name not in self._parameters:
             raise InvalidInput(f"weights {name!r}: no layer of this program derives from such an initializer")
         expected = self._constants.array(name)
         if array.dtype != expected.dtype or array.shape != expected.shape:

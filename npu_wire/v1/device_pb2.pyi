@@ -39,13 +39,19 @@ class Capabilities(_message.Message):
     def __init__(self, operators: _Optional[_Iterable[str]] = ..., max_batch: _Optional[int] = ..., deterministic: bool = ..., concurrency: _Optional[int] = ..., location: _Optional[str] = ..., failed_kernels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_sessions", "max_model_bytes", "max_in_flight", "lease_s")
+    __slots__ = ("max_sessions", "max_model_bytes", "max_in_flight", "lease_s", "max_session_bytes", "max_server_bytes", "stall_s")
     MAX_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     MAX_MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
+    MAX_SESSION_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_SERVER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STALL_S_FIELD_NUMBER: _ClassVar[int]
     max_sessions: int
     max_model_bytes: int
     max_in_flight: int
     lease_s: float
-    def __init__(self, max_sessions: _Optional[int] = ..., max_model_bytes: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., lease_s: _Optional[float] = ...) -> None: ...
+    max_session_bytes: int
+    max_server_bytes: int
+    stall_s: float
+    def __init__(self, max_sessions: _Optional[int] = ..., max_model_bytes: _Optional[int] = ..., max_in_flight: _Optional[int] = ..., lease_s: _Optional[float] = ..., max_session_bytes: _Optional[int] = ..., max_server_bytes: _Optional[int] = ..., stall_s: _Optional[float] = ...) -> None: ...

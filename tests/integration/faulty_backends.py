@@ -24,6 +24,10 @@ class VendorProgram:
     def layer_map(self) -> LayerMap:
         return self._inner.layer_map
 
+    @property
+    def parameters(self) -> Mapping[str, tuple[int, ...]]:
+        return self._inner.parameters
+
     def load_weights(self, tensors: Mapping[str, Float32Array]) -> None:
         self._inner.load_weights(tensors)
 

@@ -11,7 +11,7 @@ import pytest
 from npu_wire.channel import status_parts
 from npu_wire.layer_map import Float32Array
 from npu_wire.tensors import OutgoingTensor
-from npu_wire.v1 import npu_pb2, npu_pb2_grpc
+from npu_wire.v1 import npu_pb2, npu_pb2_grpc, tensor_pb2
 
 
 class Raw:
@@ -66,11 +66,22 @@ def input_chunk(batch_id: int = 1, version: int = 0, **changes: object) -> npu_p
     return request
 
 
-def weight_chunk(
-    version: int, value: float = 1.0, elements: int = 1, name: str = "bias"
+def weight_chunk(version: int, value: float = 1.0) -> npu_pb2.ForwardRequest:
+    """The whole initializer "bias"."""
+    return weight(version, "bias", np.array(value, np.float32))
+
+
+def announced(
+    name: str, shape: tuple[int, ...], dtype: tensor_pb2.DataType = tensor_pb2.DATA_TYPE_FLOAT32
 ) -> npu_pb2.ForwardRequest:
-    """A whole initializer, each element equal."""
-    return weight(version, name, np.full(elements, value, np.float32))
+    """The first byte of an initializer, and the promise of the rest."""
+    request = npu_pb2.ForwardRequest()
+    request.weight.weights_version = 1
+    chunk = request.weight.chunk
+    chunk.name, chunk.dtype, chunk.layout = name, dtype, tensor_pb2.MEMORY_LAYOUT_CONTIGUOUS
+    chunk.shape.extend(shape)
+    chunk.data = b"x"
+    return request
 
 
 def weight(version: int, name: str, array: Float32Array) -> npu_pb2.ForwardRequest:

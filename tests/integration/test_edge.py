@@ -8,7 +8,7 @@ import grpc
 import numpy as np
 import pytest
 from fake_backend import MAX_BATCH, FakeBackend, Start, expected
-from raw_client import Raw, attach, commit, input_chunk, weight_chunk
+from raw_client import Raw, announced, attach, commit, input_chunk, weight_chunk
 
 from npu_wire.channel import status_parts
 from npu_wire.errors import (
@@ -120,7 +120,7 @@ def test_weights_that_the_backend_refuses_end_the_session(npu: Connection, batch
     """Going on with the old weights would be a silent error, so every later call fails, too."""
     session = npu.compile(b"model", RANGES)
     session.push_weights({"nonesuch": np.zeros(1, np.float32)})
-    with pytest.raises(InvalidInput, match="no initializer is named 'nonesuch'"):
+    with pytest.raises(InvalidInput, match="weight 'nonesuch'"):
         session.submit(batch, ()).tensor(2)
     with pytest.raises(InvalidInput, match="nonesuch"):
         session.submit(batch, ()).tensor(2)
@@ -129,7 +129,7 @@ def test_weights_that_the_backend_refuses_end_the_session(npu: Connection, batch
 @pytest.fixture
 def raw(start: Start) -> Iterator[Raw]:
     """A client that breaks rules, with tight quotas."""
-    client = Raw(start(max_in_flight=2, max_model_bytes=1000).address)
+    client = Raw(start(max_in_flight=2, max_model_bytes=1000, max_session_bytes=1000).address)
     yield client
     client.ended.set()
     client.channel.close()
@@ -161,12 +161,10 @@ BAD_STREAMS = {
     "mixed versions": ([weight_chunk(1), weight_chunk(2)], "InvalidInput", "mixes"),
     "weight twice": ([weight_chunk(1), weight_chunk(1)], "InvalidInput", "twice"),
     "empty commit": ([commit(1)], "InvalidInput", "no tensor has come"),
-    "large weight": ([weight_chunk(1, elements=251)], "InvalidInput", "legal are 1000"),
-    "large update": (
-        [weight_chunk(1, elements=200), weight_chunk(1, elements=200, name="big")],
-        "QuotaExceeded",
-        "larger than 1000 bytes",
-    ),
+    "unknown weight": ([announced("nonesuch", (2,))], "InvalidInput", "no layer of this program"),
+    "shape of a weight": ([announced("bias", (2,))], "InvalidInput", "compiled with float32 ()"),
+    "large weight": ([announced("big", (3, 1000, 1000))], "InvalidInput", "legal are 1000"),
+    "type of a weight": ([announced("bias", (), tensor_pb2.DATA_TYPE_INT8)], "InvalidInput", "int8"),
     "version goes back": ([weight_chunk(5), commit(5), weight_chunk(4)], "InvalidInput", "not larger than 5"),
 }
 
@@ -204,14 +202,16 @@ def test_answers_before_a_bad_message_still_come(raw: Raw) -> None:
     assert raw.error(call)[1] == "InvalidInput"
 
 
-def test_too_many_batches_in_flight_are_refused(raw: Raw, backend: FakeBackend) -> None:
+def test_too_many_batches_in_flight_are_refused(start: Start, backend: FakeBackend) -> None:
     """The third of two ends the stream, after the device has answered those before."""
     backend.gate.clear()
-    session_id = raw.compile()
-    call = raw.stub.Forward(itertools.chain([attach(session_id)], (input_chunk(i) for i in range(1, 4))))
+    server = start(max_in_flight=2)
+    raw = Raw(server.address)
+    call = raw.stub.Forward(iter([attach(raw.compile()), *(input_chunk(i) for i in range(1, 4))]))
     next(call)
     backend.layer_began.acquire()
-    raw.stub.KeepAlive(npu_pb2.KeepAliveRequest(session_id=session_id))
+    while server.status().queue_depth < 2:  # the second batch, and the end of the stream
+        time.sleep(0.01)
     backend.gate.set()
     assert raw.error(call)[:2] == ("RESOURCE_EXHAUSTED", "QuotaExceeded")
 
