@@ -55,18 +55,38 @@ class _Draw:
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.seed = seed
-        self.powers = bool(self.rng.random() < 0.4)
-        self.extreme = bool(self.rng.random() < 0.15)
+        self.powers = self.chance(0.4)
+        self.extreme = self.chance(0.15)
 
-    def scale(self, low: float = 0.01, high: float = 0.2) -> Scale:
-        zero_point = int(self.rng.choice([-128, -1, 0, 3, int(self.rng.integers(-128, 128))]))
-        if self.powers:
-            exponent = self.rng.integers(np.floor(np.log2(low)), np.ceil(np.log2(high)) + 1)
-            return Scale(2.0**exponent, zero_point)
-        return Scale(float(np.exp(self.rng.uniform(np.log(low), np.log(high)))), zero_point)
+    def chance(self, share: float) -> bool:
+        return bool(self.rng.random() < share)
 
     def integer(self, low: int, high: int) -> int:
         return int(self.rng.integers(low, high + 1))
+
+    def length(self, least: int = 1) -> int:
+        """Of an image's side: mostly short, so that there are many cases; of any remainder by 2, 4, 8, 16."""
+        return self.integer(least, max(least, 19 if self.chance(0.2) else 9))
+
+    def image(self, channels: int = 24) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.integer(1, channels), self.length(), self.length()
+
+    def scale(self) -> Scale:
+        """Mostly as networks have them; now and then tiny or wide."""
+        low, high = (2.0**-12, 2.0**4) if self.chance(0.25) else (0.01, 0.2)
+        zero_point = int(self.rng.choice([-128, 127, -1, 0, 3, self.integer(-128, 127)]))
+        if self.powers:
+            exponent = self.integer(int(np.floor(np.log2(low))), int(np.ceil(np.log2(high))))
+            return Scale(2.0**exponent, zero_point)
+        return Scale(float(np.exp(self.rng.uniform(np.log(low), np.log(high)))), zero_point)
+
+    def near(self, scale: float) -> Scale:
+        """An output's scale: around another one, now and then far from it."""
+        ratio = self.rng.choice([0.5, 1.0, 2.0]) if self.powers else self.rng.uniform(0.5, 2)
+        ratio *= self.rng.choice([2.0**-4, 2.0**4]) if self.chance(0.1) else 1
+        exact = 2.0 ** np.round(np.log2(scale * ratio)) if self.powers else scale * ratio
+        return Scale(float(exact), self.scale().zero_point)
 
     def case(self, nodes, shape, scales, initializers=None, batch: int = 2) -> Case:
         arrays = [numpy_helper.from_array(array, name) for name, array in (initializers or {}).items()]
@@ -81,117 +101,157 @@ class _Draw:
         ranges = {name: scale.range for name, scale in scales.items()}
         return Case(model.SerializeToString(), ranges, batch, self.extreme, self.seed)
 
-    def weights(self, out: int, *inner: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Weight, bias, and the scale of each output channel; -127 and 127 are among the codes."""
+    def weights(self, out: int, *inner: int) -> tuple[np.ndarray, np.ndarray]:
+        """Weight, and the scale of each output channel; -127 and 127 are among the codes.
+
+        Now and then a channel is dead, a channel is one number, or the scales of channels lie far apart.
+        """
         codes = self.rng.integers(-127, 128, (out, *inner))
-        codes.reshape(out, -1)[:, 0] = 127
+        rows = codes.reshape(out, -1)
+        rows[:, 0] = 127
+        if self.chance(0.2):
+            rows[self.integer(0, out - 1)] = int(self.rng.choice([0, 127, -127]))
         column = (out, *[1] * len(inner))
         steps = (
             2.0 ** -self.rng.integers(5, 9, column) if self.powers else self.rng.uniform(0.002, 0.03, column)
         )
-        return (codes * steps).astype(np.float32), self.rng.normal(0, 3, out).astype(np.float32), steps
+        if self.chance(0.15):
+            steps = steps * 2.0 ** -self.rng.integers(0, 16, column)
+        return (codes * steps).astype(np.float32), steps
 
-    def sum_scale(self, x: Scale, steps: np.ndarray, terms: int) -> Scale:
-        """A scale in which sums fill the codes, some of them beyond."""
-        spread = x.scale * float(steps.max()) * 73 * 74 * np.sqrt(terms) / 50
-        spread *= float(self.rng.choice([0.5, 1, 2]))
-        spread = 2.0 ** np.round(np.log2(spread)) if self.powers else spread
-        return Scale(spread, self.scale().zero_point)
+    def sums(self, x: Scale, steps: np.ndarray, terms: int) -> tuple[Scale, np.ndarray]:
+        """A scale in which sums fill the codes, some of them beyond; and a bias that fits it."""
+        y = self.near(x.scale * float(steps.max()) * 73 * 74 * np.sqrt(terms) / 50)
+        out = len(steps)
+        if self.chance(0.1):
+            # The bias nearly fills 32 bits; the output's scale follows it.
+            bias = self.rng.uniform(-(2.0**30), 2.0**30, out) * steps.reshape(-1) * x.scale
+            return Scale(y.scale * 2.0**14, y.zero_point), bias.astype(np.float32)
+        bias = self.rng.normal(0, 30 * y.scale, out)
+        return y, bias.astype(np.float32)
 
 
-def _activated(draw: _Draw, node: str) -> tuple[list, str]:
-    """Perhaps an activation behind a node's output; nodes and the name of that output."""
+def _activated(draw: _Draw, node: str, y: Scale) -> tuple[list, str, dict[str, np.ndarray]]:
+    """Perhaps an activation behind a node's output: nodes, the name of that output, and constants."""
     kind = str(draw.rng.choice(["", "Relu", "Clip"]))
     if kind == "Relu":
-        return [helper.make_node("Relu", ["c"], ["y"], "act")], "c"
+        return [helper.make_node("Relu", ["c"], ["y"], "act")], "c", {}
     if kind == "Clip":
-        return [helper.make_node("Clip", ["c", "zero", "six"], ["y"], "act")], "c"
-    return [], "y"
+        low, high = ((0, 6), (-1, 1))[draw.integer(0, 1)]
+        bounds = {"low": np.array(low, np.float32), "high": np.array(high, np.float32)}
+        return [helper.make_node("Clip", ["c", "low", "high"], ["y"], "act")], "c", bounds
+    return [], "y", {}
 
 
-_BOUNDS = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
+def _padding(draw: _Draw, kernel: list[int], most: int) -> dict[str, object]:
+    """Any padding: none, as much as the output needs, or up to kernel - 1 + `most` on each side."""
+    kind = draw.integer(0, 3)
+    if kind == 0:
+        return {"auto_pad": str(draw.rng.choice(["SAME_UPPER", "SAME_LOWER"]))}
+    return {"pads": [draw.integer(0, k - 1 + most) for k in kernel * 2]} if kind == 1 else {}
 
 
 def _convolution(draw: _Draw, kind: str) -> Case:
-    groups, kernel, strides, dilations = 1, [3, 3], [1, 1], [1, 1]
+    groups, dilations = 1, [1, 1]
+    kernel, strides = [draw.integer(1, 5), draw.integer(1, 5)], [draw.integer(1, 3), draw.integer(1, 3)]
     channels, out = draw.integer(1, 24), draw.integer(1, 32)
-    if kind == "plain":
-        kernel = [draw.integer(1, 5), draw.integer(1, 5)]
-        strides = [draw.integer(1, 2)] * 2
-    elif kind == "pointwise":
-        kernel, channels, out = [1, 1], draw.integer(8, 128), draw.integer(8, 64)
-        strides = [draw.integer(1, 2)] * 2
+    if kind == "pointwise":
+        kernel, channels, out = [1, 1], draw.integer(1, 130), draw.integer(1, 67)
     elif kind == "dilated":
         dilations = [draw.integer(1, 3), draw.integer(2, 3)]
     elif kind == "depthwise":
-        channels = groups = draw.integer(2, 32)
-        out, strides = channels * draw.integer(1, 3), [draw.integer(1, 2)] * 2
+        channels = groups = draw.integer(2, 33)
+        out = channels * draw.integer(1, 3)
+        dilations = [draw.integer(1, 2), draw.integer(1, 2)] if draw.chance(0.3) else dilations
     elif kind == "grouped":
         groups = draw.integer(2, 4)
         channels, out = groups * draw.integer(2, 8), groups * draw.integer(1, 8)
-    attributes = {"strides": strides, "dilations": dilations, "group": groups, "kernel_shape": kernel}
-    padding = draw.integer(0, 2)
-    if padding == 0:
-        attributes["auto_pad"] = "SAME_UPPER"
-    elif padding == 1:
-        attributes["pads"] = [draw.integer(0, k - 1) for k in kernel * 2]
-    weight, bias, steps = draw.weights(out, channels // groups, *kernel)
+    weight, steps = draw.weights(out, channels // groups, *kernel)
     x = draw.scale()
-    y = draw.sum_scale(x, steps, int(np.prod(weight.shape[1:])))
-    if draw.rng.random() < 0.1:
-        # The bias nearly fills 32 bits; the output's scale follows it.
-        bias = (draw.rng.uniform(-(2.0**30), 2.0**30, out) * steps.reshape(-1) * x.scale).astype(np.float32)
-        y = Scale(y.scale * 2.0**14, y.zero_point)
-    nodes, name = _activated(draw, "conv")
+    y, bias = draw.sums(x, steps, int(np.prod(weight.shape[1:])))
+    attributes = {"strides": strides, "dilations": dilations, "group": groups, "kernel_shape": kernel}
+    attributes |= _padding(draw, kernel, 2)
+    nodes, name, bounds = _activated(draw, "conv", y)
     nodes.insert(0, helper.make_node("Conv", ["x", "w", "b"], [name], "conv", **attributes))
-    size = (channels, draw.integer(9, 16), draw.integer(9, 16))
-    return draw.case(nodes, size, {"x": x, "y": y, "c": y}, {"w": weight, "b": bias} | _BOUNDS)
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    size = (channels, *(draw.length(least) for least in reach))
+    return draw.case(nodes, size, {"x": x, "y": y, "c": y}, {"w": weight, "b": bias} | bounds)
 
 
 def _transposed_convolution(draw: _Draw) -> Case:
-    channels, out, kernel = draw.integer(1, 16), draw.integer(1, 24), draw.integer(1, 4)
-    weight, bias, steps = draw.weights(out, channels, kernel, kernel)
-    x, stride = draw.scale(), draw.integer(1, min(2, kernel))
-    y = draw.sum_scale(x, steps, channels * kernel)
-    nodes, name = _activated(draw, "conv")
-    strides = [stride, stride]
+    channels, out, kernel = draw.integer(1, 16), draw.integer(1, 24), [draw.integer(1, 4) for _ in "hw"]
+    weight, steps = draw.weights(out, channels, *kernel)
+    x, strides = draw.scale(), [draw.integer(1, min(3, k)) for k in kernel]
+    y, bias = draw.sums(x, steps, channels * kernel[0])
+    nodes, name, bounds = _activated(draw, "conv", y)
     nodes.insert(0, helper.make_node("ConvTranspose", ["x", "w", "b"], [name], "conv", strides=strides))
-    size = (channels, draw.integer(4, 9), draw.integer(4, 9))
-    arrays = {"w": weight.swapaxes(0, 1), "b": bias} | _BOUNDS
-    return draw.case(nodes, size, {"x": x, "y": y, "c": y}, arrays)
+    size = (channels, draw.integer(1, 9), draw.integer(1, 9))
+    return draw.case(nodes, size, {"x": x, "y": y, "c": y}, {"w": weight.swapaxes(0, 1), "b": bias} | bounds)
 
 
 def _fully_connected(draw: _Draw) -> Case:
-    inner, out = draw.integer(1, 300), draw.integer(1, 64)
-    weight, bias, steps = draw.weights(out, inner)
+    inner, out = draw.integer(1, 300), draw.integer(1, 65)
+    weight, steps = draw.weights(out, inner)
     x = draw.scale()
-    y = draw.sum_scale(x, steps, inner)
-    nodes, name = _activated(draw, "gemm")
+    y, bias = draw.sums(x, steps, inner)
+    nodes, name, bounds = _activated(draw, "gemm", y)
     nodes.insert(0, helper.make_node("Gemm", ["x", "w", "b"], [name], "gemm", transB=1))
-    return draw.case(nodes, (inner,), {"x": x, "y": y, "c": y}, {"w": weight, "b": bias} | _BOUNDS, 128)
+    arrays = {"w": weight, "b": bias} | bounds
+    return draw.case(nodes, (inner,), {"x": x, "y": y, "c": y}, arrays, draw.integer(1, 129))
 
 
-def _pair(draw: _Draw, op: str, **attributes: object) -> Case:
-    """Operands "a" and "b" come from layers that are not judged; here any codes stand for them."""
-    channels = draw.integer(2, 8)
-    one = np.ones((channels, channels, 1, 1), np.float32)
+def _operand(draw: _Draw, name: str, out: int, channels: int) -> tuple[list, dict[str, np.ndarray]]:
+    """A layer that is not judged, since any codes stand for its output: `out` channels of `channels`."""
+    node = helper.make_node("Conv", ["x", f"w_{name}"], [name], f"conv_{name}")
+    return [node], {f"w_{name}": np.ones((out, channels, 1, 1), np.float32)}
+
+
+def _pair(draw: _Draw, op: str) -> Case:
+    """Two operands of one shape, or of two that broadcast."""
+    shape = draw.image(channels=9)
     a, b = draw.scale(), draw.scale()
-    wide = a.scale * b.scale * 64 if op in ("Mul", "MatMul") else max(a.scale, b.scale)
-    wide *= 16 if op == "MatMul" else 1
-    ratio = draw.rng.choice([0.5, 1.0, 2.0]) if draw.powers else draw.rng.uniform(0.5, 2)
-    y = Scale(float(wide * ratio), draw.scale().zero_point)
-    if op not in ("Concat", "MatMul") and draw.rng.random() < 0.3:
-        nodes, name = _activated(draw, op)
-    else:
-        nodes, name = [], "y"
-    nodes = [
-        helper.make_node("Conv", ["x", "one"], ["a"], "conv_a"),
-        helper.make_node("Conv", ["x", "one"], ["b"], "conv_b"),
-        helper.make_node(op, ["a", "b"], [name], "pair", **attributes),
-        *nodes,
-    ]
-    named = {"x": Scale(1.0, 0), "a": a, "b": b, "y": y, "c": y}
-    return draw.case(nodes, (channels, 16, 16), named, {"one": one} | _BOUNDS, 4)
+    y = draw.near(a.scale * b.scale * 64 if op == "Mul" else max(a.scale, b.scale))
+    nodes, arrays = _operand(draw, "a", shape[0], shape[0])
+    kind = str(draw.rng.choice(["", "", "", "one channel", "one pixel", "one row"]))
+    reduced = kind in ("one pixel", "one row")
+    out = 1 if kind == "one channel" else shape[0]
+    more, extra = _operand(draw, "b0" if reduced else "b", out, shape[0])
+    if reduced:
+        axes = np.array([2, 3] if kind == "one pixel" else [2])
+        more.append(helper.make_node("ReduceMean", ["b0", "axes"], ["b"], "mean", keepdims=1))
+        extra["axes"] = axes
+    activation, name, bounds = _activated(draw, op, y) if draw.chance(0.3) else ([], "y", {})
+    order = ["b", "a"] if draw.chance(0.5) else ["a", "b"]
+    nodes = [*nodes, *more, helper.make_node(op, order, [name], "pair"), *activation]
+    named = {"x": Scale(1.0, 0), "a": a, "b": b, "b0": b, "y": y, "c": y}
+    return draw.case(nodes, shape, named, arrays | extra | bounds, draw.integer(1, 5))
+
+
+def _product(draw: _Draw) -> Case:
+    """A matrix product needs squares here: both factors come from one image."""
+    channels, size = draw.integer(1, 8), draw.integer(1, 19)
+    a, b = draw.scale(), draw.scale()
+    y = draw.near(a.scale * b.scale * 1024)
+    nodes, arrays = _operand(draw, "a", channels, channels)
+    more, extra = _operand(draw, "b", channels, channels)
+    nodes = [*nodes, *more, helper.make_node("MatMul", ["a", "b"], ["y"], "product")]
+    named = {"x": Scale(1.0, 0), "a": a, "b": b, "y": y}
+    return draw.case(nodes, (channels, size, size), named, arrays | extra, draw.integer(1, 5))
+
+
+def _concatenation(draw: _Draw) -> Case:
+    """Two to five operands along any axis; along the channels they differ in size."""
+    shape, count, axis = draw.image(channels=9), draw.integer(2, 5), draw.integer(1, 3)
+    names = [f"a{i}" for i in range(count)]
+    nodes, arrays, scales = [], {}, {"x": Scale(1.0, 0)}
+    for name in names:
+        out = draw.integer(1, 9) if axis == 1 else shape[0]
+        more, extra = _operand(draw, name, out, shape[0])
+        nodes, arrays, scales = nodes + more, arrays | extra, scales | {name: draw.scale()}
+    largest = max(scales[name].scale for name in names)
+    scales["y"] = scales[names[0]] if draw.chance(0.2) else draw.near(largest)
+    nodes.append(helper.make_node("Concat", names, ["y"], "join", axis=axis))
+    return draw.case(nodes, shape, scales, arrays, draw.integer(1, 5))
 
 
 def _unary(
@@ -201,40 +261,44 @@ def _unary(
     initializers=None,
     more: tuple = (),
     batch: int = 4,
+    size: tuple[int, ...] | None = None,
     **attributes,
 ) -> Case:
     x = draw.scale()
-    y = y or Scale(x.scale * float(draw.rng.choice([0.5, 1.0, 1.7, 2.0])), draw.scale().zero_point)
-    if draw.powers:
-        y = Scale(2.0 ** np.round(np.log2(y.scale)), y.zero_point)
     node = helper.make_node(op, ["x", *more], ["y"], "unary", **attributes)
-    size = (draw.integer(1, 24), draw.integer(4, 16), draw.integer(4, 16))
-    return draw.case([node], size, {"x": x, "y": y}, initializers, batch)
+    scales = {"x": x, "y": y or draw.near(x.scale)}
+    return draw.case([node], size or draw.image(), scales, initializers, batch)
 
 
 def _pool(draw: _Draw, op: str) -> Case:
     kernel = [draw.integer(1, 4), draw.integer(1, 4)]
-    attributes = {"kernel_shape": kernel, "strides": [draw.integer(1, 3), draw.integer(1, 3)]}
-    if draw.rng.random() < 0.5:
-        attributes["auto_pad"] = "SAME_UPPER"
-    elif draw.rng.random() < 0.3:
-        attributes["pads"] = [draw.integer(0, k - 1) for k in kernel * 2]
-    return _unary(draw, op, **attributes)
+    strides = [draw.integer(1, 3), draw.integer(1, 3)]
+    attributes = {"kernel_shape": kernel, "strides": strides} | _padding(draw, kernel, 0)
+    if "auto_pad" not in attributes:
+        attributes["ceil_mode"] = draw.integer(0, 1)
+    if op == "AveragePool":
+        attributes["count_include_pad"] = draw.integer(0, 1)
+    elif draw.chance(0.2):
+        attributes["dilations"] = [draw.integer(1, 2), draw.integer(1, 2)]
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, attributes.get("dilations", [1, 1]), strict=True)]
+    return _unary(draw, op, size=(draw.integer(1, 24), *(draw.length(r) for r in reach)), **attributes)
 
 
 def _lone_clamp(draw: _Draw) -> Case:
-    if draw.rng.random() < 0.5:
+    if draw.chance(0.4):
         return _unary(draw, "Relu")
-    return _unary(draw, "Clip", initializers=_BOUNDS, more=("zero", "six"))
+    low, high = ((0, 6), (0, 6), (-1, 1))[draw.integer(0, 2)]
+    bounds = {"low": np.array(low, np.float32), "high": np.array(high, np.float32)}
+    return _unary(draw, "Clip", initializers=bounds, more=("low", "high"))
 
 
 def _padded(draw: _Draw) -> Case:
-    sides = [0, 0, draw.integer(0, 3), draw.integer(0, 3)] * 2
+    sides = [0, *(draw.integer(0, 3) for _ in range(3)), 0, *(draw.integer(0, 3) for _ in range(3))]
     return _unary(draw, "Pad", initializers={"pads": np.array(sides, np.int64)}, more=("pads",))
 
 
 def _resized(draw: _Draw, mode: str, position: str) -> Case:
-    scales = np.array([1, 1, draw.integer(2, 3), draw.integer(2, 3)], np.float32)
+    scales = np.array([1, 1, *draw.rng.permutation([draw.integer(1, 4), draw.integer(2, 4)])], np.float32)
     fields = {"mode": mode, "coordinate_transformation_mode": position, "nearest_mode": "floor"}
     return _unary(draw, "Resize", initializers={"scales": scales}, more=("", "scales"), **fields)
 
@@ -250,11 +314,11 @@ DRAWS: dict[str, Callable[[_Draw], Case]] = {
     "add": lambda d: _pair(d, "Add"),
     "sub": lambda d: _pair(d, "Sub"),
     "mul": lambda d: _pair(d, "Mul"),
-    "product of activations": lambda d: _pair(d, "MatMul"),
-    "concat": lambda d: _pair(d, "Concat", axis=1),
+    "product of activations": _product,
+    "concat": _concatenation,
     "max pool": lambda d: _pool(d, "MaxPool"),
     "average pool": lambda d: _pool(d, "AveragePool"),
-    "mean": lambda d: _unary(d, "GlobalAveragePool", batch=96),
+    "mean": lambda d: _unary(d, "GlobalAveragePool", batch=d.integer(1, 97)),
     "pad": _padded,
     "relu": _lone_clamp,
     "sigmoid": lambda d: _unary(d, "Sigmoid", Scale(1 / 256, -128)),

@@ -151,11 +151,18 @@ def _concat(a: _Author, kernel: g.Concat) -> None:
     a.node("QLinearConcat", ["s_y", "z_y", *names], _MICROSOFT, axis=kernel.axis)
 
 
+def _pool_fields(window: g.Window) -> dict[str, object]:
+    fields = {"kernel_shape": window.kernel, "pads": window.pads, "strides": window.strides}
+    return fields | {"ceil_mode": int(window.overhang != (0, 0))}
+
+
 def _average_pool(a: _Author, kernel: g.AveragePool) -> None:
     window = kernel.window
-    if window.dilations != (1, 1) or window.overhang != (0, 0):
+    if window.dilations != (1, 1):
         raise Unjudged("QLinearAveragePool has no dilations")
-    fields = {"kernel_shape": window.kernel, "pads": window.pads, "strides": window.strides}
+    if kernel.count_pads and window.overhang != (0, 0):
+        raise Unjudged("QLinearAveragePool counts what ceil_mode adds as padding; ONNX and torch do not")
+    fields = _pool_fields(window)
     counts = int(kernel.count_pads)
     names = [*a.triple("x0"), "s_y", "z_y"]
     a.node("QLinearAveragePool", names, _MICROSOFT, **fields, count_include_pad=counts, channels_last=0)
@@ -163,7 +170,7 @@ def _average_pool(a: _Author, kernel: g.AveragePool) -> None:
 
 def _max_pool(a: _Author, kernel: g.MaxPool) -> None:
     window = kernel.window
-    fields = {"kernel_shape": window.kernel, "pads": window.pads, "strides": window.strides}
+    fields = _pool_fields(window)
     a.node("MaxPool", ["x0"], **fields, dilations=window.dilations)
 
 

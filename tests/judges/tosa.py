@@ -204,6 +204,10 @@ def _gemm(a: _Author, kernel: g.Gemm) -> _Value:
     return a.requantized(total, weights.scales * a.layer.sources[0].scale / a.layer.scale)
 
 
+def _joint(operands: list[_Value]) -> tuple[int, ...]:
+    return np.broadcast_shapes(*(x.shape for x in operands))
+
+
 def _add(a: _Author, kernel: g.Add | g.Sub) -> _Value:
     """As TFLite's ADD is lowered to TOSA: operands at twice the larger scale with 20 bits more."""
     common = 2 * max(source.scale for source in a.layer.sources)
@@ -212,7 +216,7 @@ def _add(a: _Author, kernel: g.Add | g.Sub) -> _Value:
         for x, source in zip(a.inputs, a.layer.sources, strict=True)
     ]
     name = "ADD" if isinstance(kernel, g.Add) else "SUB"
-    total = a.operator(name, [x.name for x in operands], a.inputs[0].shape, np.int32)
+    total = a.operator(name, [x.name for x in operands], _joint(operands), np.int32)
     return a.requantized(total, common / (2.0**20 * a.layer.scale))
 
 
@@ -222,7 +226,7 @@ def _mul(a: _Author, kernel: g.Mul) -> _Value:
         for x, source in zip(a.inputs, a.layer.sources, strict=True)
     ]
     names = [*(x.name for x in operands), a.constant(0, np.int8)]
-    product = a.operator("MUL", names, a.inputs[0].shape, np.int32)
+    product = a.operator("MUL", names, _joint(operands), np.int32)
     first, second = a.layer.sources
     return a.requantized(product, first.scale * second.scale / a.layer.scale)
 
