@@ -227,7 +227,9 @@ class ForwardStream:
                 elif isinstance(work, Batch):
                     self._queue_batch(work)
             self.finish(None)
-        except grpc.RpcError:
+        except grpc.RpcError as error:
+            # gRPC keeps it in the call that its frames hold: a cycle around this stream.
+            error.__traceback__ = None
             self.cancel()
         except NpuError as error:
             self.finish(error)

@@ -175,6 +175,9 @@ class _Outcome:
         if isinstance(error, DeviceFault):
             self._on_fault()
         if isinstance(error, GeneratorExit) or not self._context.is_active():
+            if error is not None:
+                # gRPC keeps its own errors in the call that their frames hold: a cycle around what they hold.
+                error.__traceback__ = None
             self._count("CANCELLED")
         elif error is None:
             self._count("OK")
