@@ -26,6 +26,8 @@ _COMMON: tuple[tuple[str, int], ...] = (
     # Pings find out that the other machine is gone; also between batches, when the stream is silent.
     ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
     ("grpc.keepalive_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
+    # The timeout above alone leaves the ping itself a minute.
+    ("grpc.http2.ping_timeout_ms", _KEEPALIVE_TIMEOUT_MS),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 )

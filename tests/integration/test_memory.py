@@ -41,7 +41,9 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
-@pytest.mark.parametrize("end", ["cancel", "cancel in a layer", "release", "replace", "bad", "fault", "refused"])
+@pytest.mark.parametrize(
+    "end", ["cancel", "cancel in a layer", "release", "replace", "bad", "fault", "refused"]
+)
 @pytest.mark.usefixtures("no_collector")
 def test_a_stream_that_ends_keeps_no_program(start: Start, end: str) -> None:
     """However it ends, its session's program is gone when the session is released."""
