@@ -6,13 +6,12 @@ import threading
 import weakref
 from collections.abc import Iterator
 
-
 import pytest
 from fake_backend import FakeBackend, FakeProgram, Start, wait_until
 from raw_client import Raw, attach, commit, input_chunk, weight_chunk
 
 from npu_server.backends.base import BackendOptions, Program, Ranges
-from npu_wire.errors import DeviceFault
+from npu_wire.errors import DeviceFault, InvalidInput
 from npu_wire.v1 import npu_pb2
 
 TIMEOUT_S = 60.0
@@ -68,15 +67,15 @@ def run(raw: Raw, backend: Remembering, session_id: str, end: str) -> None:
     if end == "bad":
         messages += [input_chunk(1, 1)]
     elif end == "refused":
-        messages[1:2] = [weight_chunk(1, name="nonesuch")]
-    if end == "fault":
+        backend.refuse_weights = InvalidInput("the folded weight is infinite")
+    elif end == "fault":
         backend.fail_with = DeviceFault("no answer from the board")
     elif end == "cancel in a layer":
         backend.gate.clear()
     call = raw.stub.Forward(itertools.chain(messages, raw.silence()))
     if end in ("bad", "fault", "refused"):
         raw.error(call)
-        backend.fail_with = None
+        backend.fail_with = backend.refuse_weights = None
         return
     next(call)
     if end == "cancel in a layer":
