@@ -11,6 +11,7 @@ _ROUNDINGS = {
     ("q31", 1): ("half_up", "half_away"),
     ("q31", 2): ("half_away", "half_up"),
     ("float32", 1): ("half_even",),
+    ("float64", 1): ("half_away",),
     ("power_of_two", 1): ("floor", "half_up", "half_away"),
 }
 
@@ -98,8 +99,8 @@ def _requantize_problems(key: str, rule: Mapping[str, Any], content: Mapping[str
         yield (
             f"{key}.multiplier = 'power_of_two' needs weights.scale and activations.scale = 'power_of_two'"
         )
-    if "ratio" in rule and multiplier == "float32":
-        yield f"{key}.ratio is ignored with multiplier 'float32', which divides in float32: leave it out"
+    if "ratio" in rule and multiplier in ("float32", "float64"):
+        yield f"{key}.ratio is ignored with multiplier {multiplier!r}, which divides in it: leave it out"
     before = rule.get("zero_point") == "before_rounding"
     if before and (multiplier != "float32" or key != "exceptions.mul"):
         yield (

@@ -7,7 +7,14 @@ import numpy as np
 import numpy.typing as npt
 
 from npu_server.numerics.profile import Profile
-from npu_server.numerics.requantize import Output, make_multiplier, requantize, scale_and_round, to_int8
+from npu_server.numerics.requantize import (
+    Output,
+    make_multiplier,
+    requantize,
+    round_half_away,
+    scale_and_round,
+    to_int8,
+)
 from npu_server.numerics.rules import AverageRule, RequantizeRule
 from npu_server.numerics.scales import Float64Array, Int64Array, Quantization
 from npu_wire.layer_map import INT8_MAX, INT8_MIN, Float32Array, Int8Array
@@ -179,6 +186,8 @@ def average(
     if kind == "float32":
         factor = np.float32(source.scale) / (np.float32(scale) * count.astype(np.float32))
         return to_int8(np.rint(total.astype(np.float32) * factor).astype(np.int64), out)
+    if kind == "float64":
+        return to_int8(round_half_away(total * (source.scale / (scale * count))).astype(np.int64), out)
     if kind == "power_of_two":
         exponent = int(np.frexp(source.scale)[1] - np.frexp(scale)[1])
         numerator, denominator = total << max(exponent, 0), count << max(-exponent, 0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +21,13 @@ class Multiplier:
         rule: what the numbers mean and how they round.
         mantissa: Q31 integer in [2^30, 2^31) or 0; 1 for a power of two. int64, shape (channels,).
         shift: the product is divided by 2^shift; negative where it is multiplied. int64, shape (channels,).
-        factor: the ratio as float32, shape (channels,).
+        factor: the ratio as float32, or as float64 where the rule says so, shape (channels,).
     """
 
     rule: RequantizeRule
     mantissa: Int64Array
     shift: Int64Array
-    factor: npt.NDArray[np.float32]
+    factor: npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def make_multiplier(numerator: Float64Array, denominator: float, rule: Requantiz
     # float32 engines multiply and divide in float32, in this order.
     factor = (np.asarray(numerator).astype(np.float32) / np.float32(denominator)).astype(np.float32)
     fraction, exponent = np.frexp(factor.astype(np.float64) if rule.ratio == "float32" else ratio)
+    held = ratio if rule.multiplier == "float64" else factor
     if rule.multiplier == "power_of_two":
         mantissa = np.ones(ratio.shape, np.int64)
         shift = 1 - exponent.astype(np.int64)
@@ -69,7 +71,7 @@ def make_multiplier(numerator: Float64Array, denominator: float, rule: Requantiz
         exponent = exponent + overflow
         mantissa = np.where(exponent < -31, 0, mantissa)
         shift = np.where(exponent < -31, 31, 31 - exponent.astype(np.int64))
-    return Multiplier(rule, mantissa, shift, factor)
+    return Multiplier(rule, mantissa, shift, held)
 
 
 def accumulate(total: Int64Array, rule: AccumulatorRule) -> Int64Array:
@@ -100,6 +102,9 @@ def scale_and_round(value: Int64Array, multiplier: Multiplier) -> Int64Array:
     if rule.multiplier == "float32":
         rounded: Int64Array = np.rint(value.astype(np.float32) * multiplier.factor).astype(np.int64)
         return rounded
+    if rule.multiplier == "float64":
+        away: Int64Array = round_half_away(value.astype(np.float64) * multiplier.factor).astype(np.int64)
+        return away
     if rule.multiplier == "power_of_two":
         right = np.clip(multiplier.shift, 0, 62)
         left = np.clip(-multiplier.shift, 0, 30)
@@ -122,6 +127,13 @@ def requantize(value: Int64Array, multiplier: Multiplier, output: Output) -> Int
 def to_int8(rounded: Int64Array, output: Output) -> Int8Array:
     """Adds the zero point and clamps."""
     return np.clip(rounded + output.zero_point, output.low, output.high).astype(np.int8)
+
+
+def round_half_away(real: Float64Array) -> Float64Array:
+    """To whole numbers, ties away from zero, as C's round."""
+    size = np.abs(real)
+    below = np.floor(size)
+    return np.copysign(below + (size - below >= 0.5), real)  # type: ignore[no-any-return]
 
 
 def divide_by_power(value: Int64Array, shift: Int64Array, rounding: str) -> Int64Array:

@@ -80,7 +80,7 @@ class RequantizeRule:
     """How an accumulator is brought to the scale of its INT8 output.
 
     Attributes:
-        multiplier: "q31" (31-bit mantissa and shift), "float32", or "power_of_two" (shift only).
+        multiplier: "q31" (31-bit mantissa and shift), "float32", "float64", or "power_of_two" (shift only).
         rounding: of the last step: "half_away", "half_up", "half_even", "floor".
         steps: 2: rounded half up to 31 bits first, then by the shift (gemmlowp); 1: rounded once.
         zero_point: "after_rounding", or "before_rounding" (float32 multipliers of `mul` only; it decides how
@@ -89,7 +89,7 @@ class RequantizeRule:
             multiplier.
     """
 
-    multiplier: str = _key("q31", "float32", "power_of_two")
+    multiplier: str = _key("q31", "float32", "float64", "power_of_two")
     rounding: str = _key("half_away", "half_up", "half_even", "floor")
     steps: int = _key(1, 2)
     zero_point: str = _key("after_rounding", "before_rounding", default="after_rounding")

@@ -35,7 +35,7 @@ BROKEN = {
         "litert-reference",
         "LiteRT reference",
         "fully connected",
-        ('[exceptions.fully_connected]\nmultiplier = "q31"\nrounding = "half_away"\nsteps = 1\n', ""),
+        ('[exceptions.fully_connected]\nmultiplier = "float64"\nrounding = "half_away"\nsteps = 1\n', ""),
     ),
     "ties up become ties away": (
         "litert-ruy",

@@ -56,7 +56,8 @@ def test_torch_and_numba_requantize_alike() -> None:
 
     generator = torch.Generator().manual_seed(5)
     sums = torch.randint(-(2**23), 2**23, (4096, 16), generator=generator).to(torch.float32)
-    for fixed_point in (True, False):
+    kinds = ((True, torch.float32), (False, torch.float32), (False, torch.float64))
+    for fixed_point, kind in kinds:
         for wraps in (True, False):
             for bits in (16, 24, 32):
                 shift = torch.arange(31, 47)
@@ -68,7 +69,7 @@ def test_torch_and_numba_requantize_alike() -> None:
                     shift=shift,
                     nudge_positive=half + (1 << 30),
                     nudge_negative=half - (1 << 30),
-                    factor=2.0 ** -torch.arange(1, 17).to(torch.float32),
+                    factor=2.0 ** -torch.arange(1, 17).to(kind),
                     accumulator_bits=bits,
                     wraps=wraps,
                     zero_point=3,

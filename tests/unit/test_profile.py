@@ -63,7 +63,11 @@ def test_hash_covers_arithmetic_only() -> None:
         ("bits = 32", "bits = 64", r"f: accumulator\.bits = 64; legal: 8\.\.32"),
         ("bits = 32", "bits = 32.0", r"f: accumulator\.bits = 32\.0; legal: 8\.\.32"),
         ("steps = 2", "steps = true", r"f: requantize\.steps = True; legal: 1, 2"),
-        ('"q31"', '"q15"', r"f: requantize\.multiplier = 'q15'; legal: 'q31', 'float32', 'power_of_two'"),
+        (
+            '"q31"',
+            '"q15"',
+            r"f: requantize\.multiplier = 'q15'; legal: 'q31', 'float32', 'float64', 'power_of_two'",
+        ),
         (
             '"half_away"\nsteps',
             '"floor"\nsteps',

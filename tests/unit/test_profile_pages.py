@@ -41,7 +41,7 @@ def test_show_prints_values_meanings_and_hash(capsys: pytest.CaptureFixture[str]
     assert "LiteRT reference" in printed
     rows = {key: value for key, value, _ in describe_keys(load_profile("litert-reference"))}
     assert rows["accumulator.bits"] == "32"
-    assert rows["exceptions.fully_connected"].startswith('"q31", "half_away", 1')
+    assert rows["exceptions.fully_connected"].startswith('"float64", "half_away", 1')
     assert "exceptions.grouped" not in rows
 
 

@@ -1,5 +1,8 @@
 """Roundings, registers and scales at the number where a slightly wrong rule shows: calculated by hand."""
 
+from importlib import resources
+from pathlib import Path
+
 import numpy as np
 import pytest
 from onnx import helper
@@ -116,18 +119,18 @@ def test_product_of_activations_saturates_on_the_way(backend: type[Backend]) -> 
 
 @each_backend
 def test_concatenation_divides(backend: type[Backend]) -> None:
-    """3.5 over 7 is 1/2: 0.5, 1.5, 2.5, 3.5 and 4.5 are ties and go to the even code, 0, 2, 2, 4 and 4.
+    """3.5 over 7 is 1/2: 1.5, 6.5, 12.5, 14.5 and 22.5 are ties and go to the even code.
 
-    1 / 7 in float32 is a little more than 1/7: 17.5 times that is 2.5000002, which would be code 3.
+    1 / 7 in float32 is a little more than 1/7: 45.5 times that is 6.5000005, which would be code 7.
     """
     nodes = [
         helper.make_node("MaxPool", ["x"], ["p"], "pool", kernel_shape=[1, 1]),
         helper.make_node("Concat", ["x", "p"], ["y"], "concat", axis=1),
     ]
     net = single_layer("onnxruntime", nodes, (1, 1, 1), {"x": Scale(3.5, 0), "y": Scale(7.0, 0)})
-    batch = np.array([1, 3, 5, 7, 9, -1, -5], np.int8).reshape(-1, 1, 1, 1)
+    batch = np.array([3, 13, 25, 29, 45, -13], np.int8).reshape(-1, 1, 1, 1)
     codes = net.run(backend, batch)["y"].reshape(-1, 2).tolist()
-    assert codes == [[0, 0], [2, 2], [2, 2], [4, 4], [4, 4], [0, 0], [-2, -2]]
+    assert codes == [[code, code] for code in (2, 6, 12, 14, 22, -6)]
 
 
 @each_backend
@@ -225,3 +228,23 @@ def test_what_has_no_value_is_the_code_of_zero(backend: type[Backend]) -> None:
     scales = {"x": Scale(1.0, 0), "y": Scale(0.125, -10)}
     net = single_layer("tflm", [helper.make_node("Sqrt", ["x"], ["y"], "root")], (3,), scales)
     assert net.run(backend, np.array([[4, 9, -4]], np.int8))["y"].tolist() == [[6, 14, -10]]
+
+
+@each_backend
+def test_multiplier_in_float64(backend: type[Backend], tmp_path: Path) -> None:
+    """1/10 has ties in float64: 0.5, 1.5 and -2.5 go away from zero, to 1, 2 and -3.
+
+    In Q31 1/10 is a little less, and they went to 0, 1 and -2. So does the mean of three numbers at 3/20: a
+    sum of 10 is 10 / 3 * 3/20 = 0.5.
+    """
+    shipped = resources.files("npu_server").joinpath("profiles", "tflm.toml").read_text("utf-8")
+    rule = '[requantize]\nmultiplier = "{}"\nrounding = "half_away"\nsteps = {}'
+    text = shipped.replace(rule.format("q31", 2), rule.format("float64", 1))
+    path = tmp_path / "float64.toml"
+    path.write_text(text.replace('name = "tflm"', 'name = "float64"'), "utf-8")
+    codes = fully_connected(backend, str(path), [[127, 1]], (1.0, 10.0), [[0, 5], [0, 15], [0, -25]])
+    assert codes == [[1], [2], [-3]]
+    node = helper.make_node("GlobalAveragePool", ["x"], ["y"], "mean")
+    net = single_layer(str(path), [node], (1, 1, 3), {"x": Scale(3.0, 0), "y": Scale(20.0, 0)})
+    batch = np.array([[10, 0, 0], [-10, 0, 0], [9, 0, 0]], np.int8).reshape(3, 1, 1, 3)
+    assert net.run(backend, batch)["y"].reshape(-1).tolist() == [1, -1, 0]

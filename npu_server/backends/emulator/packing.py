@@ -35,7 +35,7 @@ class Requantizer:
         shift: int64, >= 0.
         nudge_positive: int64.
         nudge_negative: int64.
-        factor: float32.
+        factor: float32 (ties to even) or float64 (ties away from zero).
         accumulator_bits: width of the register.
         wraps: it wraps instead of saturating.
         zero_point: of the output.
@@ -155,7 +155,7 @@ def _requantizer(
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
     return Requantizer(
-        fixed_point=multiplier.rule.multiplier != "float32",
+        fixed_point=multiplier.rule.multiplier not in ("float32", "float64"),
         bias=vector(bias),
         mantissa=vector(mantissa),
         shift=vector(shift),

@@ -27,16 +27,20 @@ def requantize_torch(sums: torch.Tensor, r: Requantizer) -> torch.Tensor:
     v = ((v + limit) & (2 * limit - 1)) - limit if r.wraps else v.clamp(-limit, limit - 1)
     if r.fixed_point:
         v = (v * r.mantissa + torch.where(v >= 0, r.nudge_positive, r.nudge_negative)) >> r.shift
-    else:
+    elif r.factor.dtype == torch.float32:
         v = torch.round(v.to(torch.float32) * r.factor).to(torch.int64)
+    else:
+        real = v.to(torch.float64) * r.factor
+        v = (torch.trunc(real) + torch.trunc(2 * torch.frac(real))).to(torch.int64)
     return (v + r.zero_point).clamp(r.low, r.high).to(torch.int8)
 
 
 def compile_kernels() -> None:
     """Compiles the numba kernels now, so that no batch waits for it."""
     one = torch.ones(1, dtype=torch.int64)
-    for fixed_point in (True, False):
-        r = Requantizer(fixed_point, one, one, one, one, one, torch.ones(1), 32, True, 0, -128, 127)
+    for fixed_point, kind in ((True, torch.float32), (False, torch.float32), (False, torch.float64)):
+        factor = torch.ones(1, dtype=kind)
+        r = Requantizer(fixed_point, one, one, one, one, one, factor, 32, True, 0, -128, 127)
         for dtype in (torch.int32, torch.float32, torch.float64):
             _requantize_numba(torch.ones((1, 1), dtype=dtype), r)
 
@@ -50,7 +54,8 @@ def _requantize_numba(sums: torch.Tensor, r: Requantizer) -> torch.Tensor:
         fixed = (r.mantissa.numpy(), r.shift.numpy(), positive, negative - positive)
         _fixed_point(sums.numpy(), r.bias.numpy(), *fixed, *tail)
     else:
-        _float32(sums.numpy(), r.bias.numpy(), r.factor.numpy(), *tail)
+        kernel = _float32 if r.factor.dtype == torch.float32 else _float64
+        kernel(sums.numpy(), r.bias.numpy(), r.factor.numpy(), *tail)
     return out
 
 
@@ -82,3 +87,14 @@ def _float32(sums, bias, factor, limit, wraps, zero_point, low, high, out):  # t
         for c in range(sums.shape[1]):
             v = _register(np.int64(sums[row, c]) + bias[c], limit, wraps)
             out[row, c] = np.int32(min(max(np.rint(np.float32(v) * factor[c]) + zero_point, low), high))
+
+
+@numba.njit(nogil=True, cache=True)
+def _float64(sums, bias, factor, limit, wraps, zero_point, low, high, out):  # type: ignore[no-untyped-def]
+    for row in range(sums.shape[0]):
+        for c in range(sums.shape[1]):
+            real = _register(np.int64(sums[row, c]) + bias[c], limit, wraps) * factor[c]
+            whole = np.trunc(real)
+            # Twice what is left is exact: 0, or one step away from zero.
+            v = whole + np.trunc(2 * (real - whole)) + zero_point
+            out[row, c] = np.int32(min(max(v, low), high))
