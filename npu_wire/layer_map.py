@@ -1,7 +1,7 @@
 """The layer map: what a compiled program tells about its INT8 tensors."""
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -86,6 +86,16 @@ class LayerMap:
     def output(self) -> TensorSpec:
         """The model's output."""
         return self.layers[-1].output
+
+    @property
+    def arithmetic(self) -> "LayerMap":
+        """The map without the order of elements in memory: equal where two programs compute the same."""
+
+        def contiguous(spec: TensorSpec) -> TensorSpec:
+            return replace(spec, layout=MemoryLayout.CONTIGUOUS)
+
+        layers = tuple(replace(layer, output=contiguous(layer.output)) for layer in self.layers)
+        return LayerMap(contiguous(self.input), layers)
 
 
 def tensor_spec_to_proto(spec: TensorSpec) -> program_pb2.TensorSpec:

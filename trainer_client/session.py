@@ -54,7 +54,11 @@ class Session(Protocol):
         ...
 
     def push_weights(self, tensors: Mapping[str, Float32Array]) -> None:
-        """Sends changed FP32 initializers; every batch submitted later runs with them."""
+        """Sends changed FP32 initializers; every batch submitted later runs with them.
+
+        Of an update that the NPU refuses nothing is loaded. The batches behind it raise the reason, and so
+        does another update that was made before anyone knew. The next one is on top of what the NPU has.
+        """
         ...
 
     def submit(self, batch: Int8Array, taps: Collection[int]) -> PendingBatch:

@@ -36,13 +36,15 @@ from npu_wire.layer_map import (
     tensor_spec_from_proto,
 )
 from npu_wire.v1 import npu_pb2
-from trainer_client.journal import Batch, Journal, WeightUpdate
+from trainer_client.clock import ServerClock
+from trainer_client.journal import Batch, Journal, Operation, WeightUpdate, again
 from trainer_client.session import Ranges
 from trainer_client.transport import Transport
 
 log = logging.getLogger(__name__)
 
 _FIRST_DELAY_S, _MAX_DELAY_S = 0.1, 2.0
+_MAX_DEATHS = 2
 _TRY_AGAIN = (ServerUnavailable, SessionLost, Timeout, QuotaExceeded)
 
 
@@ -94,7 +96,7 @@ class RemoteSession:
         self._session_id = ""
         self._call: Any = None
         self._epoch = 0
-        self._clock_offset_ns = 0
+        self._clock = ServerClock(0)
         self._max_in_flight = 1
         self._max_batch = 0
         self._version = self._batch_id = 0
@@ -113,10 +115,11 @@ class RemoteSession:
         return self._layer_map
 
     def push_weights(self, tensors: Mapping[str, Float32Array]) -> None:
-        """Sends changed FP32 initializers; every batch submitted later runs with them. The arrays are copied.
+        """Sends changed FP32 initializers; see `Session.push_weights`. The arrays are copied.
 
         Raises:
-            InvalidInput, NonFiniteInput: an array that is not float32, or not finite.
+            InvalidInput, NonFiniteInput: an array that is not float32, or not finite; or what the NPU has
+                against an earlier update.
             NpuError: the session cannot go on.
         """
         for name, array in tensors.items():
@@ -133,8 +136,8 @@ class RemoteSession:
         copies = {name: np.array(array) for name, array in tensors.items()}
         with self._changed:
             self._check_usable()
+            self._journal.append(WeightUpdate(self._version + 1, copies))
             self._version += 1
-            self._journal.append(WeightUpdate(self._version, copies))
 
     def submit(self, batch: Int8Array, taps: Collection[int]) -> Batch:
         """Sends one batch and returns at once; see `Session.submit`. The array is copied.
@@ -168,8 +171,7 @@ class RemoteSession:
         begin = time.monotonic()
         with self._changed:
             while layer not in batch.tensors:
-                if batch.error is not None:
-                    raise _again(batch.error)
+                self._journal.raise_error_of(batch)
                 self._check_usable()
                 if self._recovering:
                     self._changed.wait()
@@ -213,7 +215,7 @@ class RemoteSession:
             self._start_reader(ServerUnavailable("still gone when last tried"))
             return
         self._reported = True
-        raise _again(self._error)
+        raise again(self._error)
 
     def _start_reader(self, failure: NpuError | None) -> None:
         self._recovering = failure is not None
@@ -229,16 +231,32 @@ class RemoteSession:
                 if self._closed:
                     return
                 self._recovering = True
-                if not self._can_go_on(failure):
+                if isinstance(failure, DeviceChanged | Unauthenticated):
                     self._give_up(failure)
                     return
+                self._blame(failure)
 
-    def _can_go_on(self, failure: NpuError) -> bool:
-        if isinstance(failure, ServerUnavailable | SessionLost):
-            return True
-        if isinstance(failure, DeviceChanged | Unauthenticated):
-            return False
-        return self._journal.fail_head(failure)
+    def _blame(self, failure: NpuError) -> None:
+        """Decides what the end of a stream means for the operation that the server was at.
+
+        An error of the server's own is the operation's fault at once, a server that is lost only when it is
+        lost again: so the journal gets shorter with every second stream at the latest. Where it is empty,
+        the second lost server is not looked for before there is something to do.
+        """
+        head = self._journal.head
+        if head is not None and not isinstance(failure, ServerUnavailable | SessionLost):
+            self._journal.fail_head(_named(head, failure))
+        elif self._journal.server_died() >= _MAX_DEATHS:
+            if head is not None:
+                self._journal.fail_head(
+                    DeviceFault(
+                        f"{head.name} of session {self._session_id[:8]} at {self._transport.address} has "
+                        f"cost {_MAX_DEATHS} servers in a row their lives (the last: {failure}); it is not "
+                        "sent again. The server's log may say why; the session goes on without it"
+                    )
+                )
+            while self._journal.head is None and not self._closed:
+                self._changed.wait()
 
     def _give_up(self, error: NpuError) -> None:
         self._error, self._reported, self._recovering = error, False, False
@@ -248,13 +266,17 @@ class RemoteSession:
         """Finds the server again and replays the journal; False when that is not possible."""
         limit_s = self._patience.reconnect_timeout_s
         begin = time.monotonic()
-        log.warning(
+        log.log(
+            logging.WARNING if isinstance(failure, ServerUnavailable | SessionLost) else logging.DEBUG,
             "server at %s: %s (%s); trying for %g s to go on",
             self._transport.address,
             type(failure).__name__,
             failure,
             limit_s,
         )
+        if isinstance(failure, InvalidInput):
+            self._attach(new=False)  # an operation was refused; the server holds the session as it was
+            return True
         delay_s = _FIRST_DELAY_S
         while not self._closed:
             left_s = begin + limit_s - time.monotonic()
@@ -296,22 +318,26 @@ class RemoteSession:
             tensor_spec_from_proto(answer.input),
             tuple(layer_spec_from_proto(layer) for layer in answer.layers),
         )
-        if self._layer_map is not None and layer_map != self._layer_map:
+        if self._layer_map is not None and layer_map.arithmetic != self._layer_map.arithmetic:
             raise DeviceChanged(
                 f"the server at {self._transport.address} now compiles the model to other layers or scales "
                 "than when the session began; start the same version again, or compile anew"
             )
         self._layer_map, self._session_id = layer_map, answer.session_id
         self._max_in_flight, self._max_batch = server.max_in_flight, server.info.max_batch
-        self._clock_offset_ns = server.clock_offset_ns
+        self._clock = ServerClock(server.clock_offset_ns)
+        self._attach(new=True)
+
+    def _attach(self, new: bool) -> None:
+        """Opens the stream and replays the journal; a new session gets the confirmed weights first."""
         with self._changed:
             self._epoch += 1
-            replayed = self._journal.rewind()
+            replayed = self._journal.rewind(self.layer_map)
             self._heard = time.monotonic()
-            self._call = self._transport.forward(self._requests(self._epoch, answer.session_id))
+            self._call = self._transport.forward(self._requests(self._epoch, new))
             self._recovering = False
             self._changed.notify_all()
-        if replayed:
+        if replayed and new:
             log.warning("%d unanswered batches are sent again", replayed)
 
     def _check_hash(self, profile_hash: str) -> None:
@@ -321,12 +347,19 @@ class RemoteSession:
                 f"began with {self._profile_hash[:12]}…; start the server with that profile, or connect anew"
             )
 
-    def _requests(self, epoch: int, session_id: str) -> Iterator[npu_pb2.ForwardRequest]:
+    def _check_version(self, version: int) -> None:
+        """A session that lives on must hold the confirmed weights, a new one those of the model."""
+        if version not in (0, self._journal.confirmed.version):
+            raise SessionLost(
+                f"the session holds weights version {version} instead of {self._journal.confirmed.version}"
+            )
+
+    def _requests(self, epoch: int, new: bool) -> Iterator[npu_pb2.ForwardRequest]:
         """What gRPC's sender thread sends: everything in the journal that this server has not got yet."""
-        yield npu_pb2.ForwardRequest(attach=npu_pb2.Attach(session_id=session_id))
+        yield npu_pb2.ForwardRequest(attach=npu_pb2.Attach(session_id=self._session_id))
         with self._changed:
             confirmed = self._journal.confirmed
-        if confirmed.version:
+        if new and confirmed.version:
             yield from confirmed.messages()
         while True:
             with self._changed:
@@ -364,19 +397,26 @@ class RemoteSession:
                         f"batch {batch.batch_id} was computed with weights version "
                         f"{response.weights_version} instead of {batch.version}"
                     )
+            elif kind == "attached":
+                self._check_version(response.attached.weights_version)
             elif kind == "weights_loaded":
                 self._journal.weights_loaded(response.weights_version)
             elif kind == "done":
                 self._journal.batch_done(response.batch_id)
         if kind == "tensor":
             # Outside the lock: the user's thread may read earlier layers while this one is copied.
-            whole = batch.receive(response.tensor, self._clock_offset_ns, arrival_ns)
+            whole = batch.receive(response.tensor, self._clock, arrival_ns)
             if whole is not None:
                 with self._changed:
                     batch.tensors.setdefault(*whole)
                     self._changed.notify_all()
 
 
-def _again(error: NpuError) -> NpuError:
-    """A fresh copy: one exception object raised twice would gather both tracebacks."""
-    return type(error)(*error.args)
+def _named(operation: Operation, error: NpuError) -> NpuError:
+    """The error, with the words that a refused update needs."""
+    if not isinstance(operation, WeightUpdate):
+        return error
+    return type(error)(
+        f"{operation.name} is not loaded: {error}. The NPU keeps the weights that it had; push repaired ones "
+        "and repeat the step"
+    )

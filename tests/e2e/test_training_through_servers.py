@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import trainer_client
-from npu_wire.errors import ServerUnavailable
+from npu_wire.errors import InvalidInput, NonFiniteInput, ServerUnavailable
 from npu_wire.quantize import dequantize
 from trainer_client.connection import Connection
 from trainer_client.data import load_dataset
@@ -47,10 +47,10 @@ def embedded() -> Iterator[Connection]:
         yield npu
 
 
-def start_server(address: str) -> "subprocess.Popen[str]":
-    """An emulator that answers at `address`."""
+def start_server(address: str, backend: str = "emulator") -> "subprocess.Popen[str]":
+    """A server that answers at `address`."""
     child = subprocess.Popen(
-        [*SERVER, "--backend", "emulator", "--listen", address],
+        [*SERVER, "--backend", backend, "--listen", address],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -140,6 +140,33 @@ def test_every_injected_value_is_the_npus(embedded: Connection, monkeypatch: pyt
             np.testing.assert_array_equal(expected.reshape(value.shape), value.detach().numpy())
 
 
+def test_refused_weights_cost_their_step_only(embedded: Connection) -> None:
+    """Weights that cannot be folded or scaled raise in that step; restored, the run ends in equal bits."""
+    refused = {  # by step: a batch norm's values, and what the NPU has against them
+        2: ({"weight": 3e38, "running_var": 0.0}, NonFiniteInput),
+        4: ({"weight": 1e30}, InvalidInput),
+    }
+    undisturbed = trained(prepared(embedded), 6)
+    qat = prepared(embedded)
+    norm = next(module for module in qat.model.modules() if isinstance(module, nn.BatchNorm2d))
+    images = batch(load_dataset("digits"), 32, 0, 0)[0]
+
+    def poison(step: int) -> None:
+        if step not in refused:
+            return
+        values, kind = refused[step]
+        good = {name: value.clone() for name, value in norm.state_dict().items()}
+        with torch.no_grad():
+            for name, value in values.items():
+                getattr(norm, name).fill_(value)
+        for _ in range(2):
+            with pytest.raises(kind, match=r"is not loaded: .*repair"):
+                qat(images)
+        norm.load_state_dict(good)
+
+    assert_equal_weights(undisturbed, trained(qat, 6, poison))
+
+
 def test_a_killed_server_costs_no_step(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Kill -9 and restart in the middle of training: the loss is reported and the weights end the same."""
     address = f"unix:{tmp_path}/npu.sock"
@@ -156,6 +183,25 @@ def test_a_killed_server_costs_no_step(tmp_path: Path, caplog: pytest.LogCapture
         with trainer_client.connect(address) as npu, caplog.at_level(logging.WARNING):
             assert_equal_weights(undisturbed, trained(prepared(npu), on_step=strike))
         assert caplog.text.count("trying for 60 s") == 2
+    finally:
+        kill(children.pop())
+
+
+def test_training_goes_on_with_another_backend_of_the_same_arithmetic(tmp_path: Path) -> None:
+    """The emulator is killed and the reference takes its address: other memory order, equal weights."""
+    address = f"unix:{tmp_path}/npu.sock"
+    children = [start_server(address)]
+
+    def strike(step: int) -> None:
+        if step == 3:
+            kill(children.pop())
+            children.append(start_server(address, "reference"))
+
+    try:
+        with trainer_client.connect(address) as npu:
+            undisturbed = trained(prepared(npu), 6)
+        with trainer_client.connect(address) as npu:
+            assert_equal_weights(undisturbed, trained(prepared(npu), 6, strike))
     finally:
         kill(children.pop())
 

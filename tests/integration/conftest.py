@@ -48,7 +48,13 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metadata = tmp_path / "site" / "fake_npu-1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: fake-npu\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[npu_server.backends]\nfake = fake_backend:FakeBackend\n")
+    (metadata / "entry_points.txt").write_text(
+        "[npu_server.backends]\n"
+        "fake = embedded_backends:Diarist\n"
+        "deadly = embedded_backends:Deadly\n"
+        "chatty = embedded_backends:Chatty\n"
+    )
+    monkeypatch.setenv("FAKE_DIARY", str(tmp_path / "diary"))
     paths = [str(metadata.parent), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
 

@@ -67,6 +67,7 @@ class FakeBackend:
         self.health = Health(ok=True)
         self.fail_with: Exception | None = None
         self.refuse_weights: NpuError | None = None
+        self.before_layer: Callable[[int], object] = lambda layer: None
         self.spoil: Callable[[LayerTensor], LayerTensor] = lambda tensor: tensor
 
     def open(self) -> Capabilities:
@@ -132,6 +133,7 @@ class FakeProgram:
             start = time.monotonic_ns()
             self.backend.note(f"layer {layer}")
             self.backend.layer_began.release()
+            self.backend.before_layer(layer)
             self.backend.gate.wait()
             while layer and self.backend.gate_file and not _exists(self.backend.gate_file):
                 time.sleep(0.005)  # runs in another process, so there is no event to wait for

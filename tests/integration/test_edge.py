@@ -116,16 +116,6 @@ def test_the_client_refuses_weights_that_are_not_real_numbers(npu: Connection) -
         session.push_weights({"bias": np.zeros(1)})  # type: ignore[dict-item]
 
 
-def test_weights_that_the_backend_refuses_end_the_session(npu: Connection, batch: Int8Array) -> None:
-    """Going on with the old weights would be a silent error, so every later call fails, too."""
-    session = npu.compile(b"model", RANGES)
-    session.push_weights({"nonesuch": np.zeros(1, np.float32)})
-    with pytest.raises(InvalidInput, match="weight 'nonesuch'"):
-        session.submit(batch, ()).tensor(2)
-    with pytest.raises(InvalidInput, match="nonesuch"):
-        session.submit(batch, ()).tensor(2)
-
-
 @pytest.fixture
 def raw(start: Start) -> Iterator[Raw]:
     """A client that breaks rules, with tight quotas."""
