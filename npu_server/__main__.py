@@ -1,5 +1,6 @@
 """The command `npu-server`."""
 
+import contextlib
 import importlib
 import logging
 import os
@@ -8,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from pydantic import ValidationError
@@ -22,6 +24,7 @@ from npu_server.config import (
 )
 from npu_server.registry import create_backend
 from npu_server.words import LineFormatter
+from npu_wire.channel import parse_endpoint
 from npu_wire.errors import InvalidInput, NpuError
 
 _USAGE = """usage: npu-server COMMAND [options]
@@ -81,10 +84,20 @@ def _serve(arguments: Sequence[str]) -> NoReturn:
         if config.exit_with_stdin:
             threading.Thread(target=_stop_with_parent, args=(stop, parent), daemon=True).start()
         stop.wait()
+    if config.exit_with_stdin:
+        _remove_folder_of(server.address)
     # All is closed. A model that still compiles cannot be stopped, and Python would wait for its thread.
     logging.shutdown()
     sys.stdout.flush()
     os._exit(0)
+
+
+def _remove_folder_of(address: str) -> None:
+    """Removes the folder that a parent has made for our unix socket, if nothing else is in there."""
+    path = parse_endpoint(address).path
+    if path:
+        with contextlib.suppress(OSError):
+            Path(path).parent.rmdir()
 
 
 def _describe(arguments: Sequence[str]) -> int:

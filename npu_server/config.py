@@ -61,7 +61,9 @@ class ServeConfig(BaseModel):
     grace_s: float = Field(10.0, ge=0, allow_inf_nan=False, description="time to finish work at shutdown")
     probe_s: float = Field(30.0, gt=0, allow_inf_nan=False, description="time between probes of the device")
     exit_with_stdin: bool = Field(
-        False, description="shut down when standard input closes or the parent process is gone"
+        False,
+        description="shut down when standard input closes or the parent process is gone, and remove the unix "
+        "socket's folder if it is empty then",
     )
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG to ERROR")
 

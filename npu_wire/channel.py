@@ -2,6 +2,7 @@
 
 import hmac
 import ipaddress
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ MAX_MESSAGE_BYTES = 8 * 2**20
 TOKEN_METADATA_KEY = "authorization"
 
 Options = Sequence[tuple[str, int]]
+
+MAX_SOCKET_PATH_BYTES = 107
+"""What `sockaddr_un` holds on Linux, without its final zero."""
 
 _KEEPALIVE_MS = 20_000
 _KEEPALIVE_TIMEOUT_MS = 10_000
@@ -91,12 +95,17 @@ def parse_endpoint(text: str) -> Endpoint:
     """Reads an address.
 
     Raises:
-        InvalidInput: neither HOST:PORT nor unix:PATH.
+        InvalidInput: neither HOST:PORT nor unix:PATH, or a path that is too long for a socket.
     """
     if text.startswith("unix:"):
         path = text.removeprefix("unix:").removeprefix("//")
         if not path:
             raise InvalidInput(f"address '{text}' has no path; write unix:/path/to/socket")
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+            raise InvalidInput(
+                f"address '{text}': the path of a unix socket has at most {MAX_SOCKET_PATH_BYTES} bytes, "
+                f"this one has {len(os.fsencode(path))}; choose a shorter one"
+            )
         return Endpoint(path=path)
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")

@@ -2,6 +2,7 @@
 
 import atexit
 import logging
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -40,6 +41,7 @@ class Connection:
         self._embedded = embedded
         self._sessions: list[RemoteSession] = []
         self._closed = False
+        self._owner = os.getpid()
         self._info = self._first_description().info
         atexit.register(self.close)
 
@@ -70,7 +72,7 @@ class Connection:
 
     def close(self) -> None:
         """Closes every session and the connection, and stops an embedded server; idempotent."""
-        if self._closed:
+        if self._closed or os.getpid() != self._owner:  # a forked process inherits the exit handler
             return
         self._closed = True
         atexit.unregister(self.close)

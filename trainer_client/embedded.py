@@ -1,28 +1,34 @@
 """The embedded server: a child process on a unix socket, started on demand and gone with its parent."""
 
+import logging
 import os
-import selectors
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections import deque
+import weakref
 from pathlib import Path
+from typing import IO
 
-from npu_wire.channel import Endpoint
-from npu_wire.errors import ServerUnavailable
+from npu_wire.channel import MAX_SOCKET_PATH_BYTES, Endpoint
+from npu_wire.errors import InvalidInput, ServerUnavailable
+
+log = logging.getLogger(__name__)
 
 _START_TIMEOUT_S = 120.0
-_STOP_TIMEOUT_S = 15.0
+_STOP_TIMEOUT_S = 30.0
 _LOG_TAIL_LINES = 12
+_LOG_TAIL_BYTES = 16_384
+_SOCKET = "npu.sock"
 
 
 class EmbeddedServer:
     """Starts `python -m npu_server serve` and keeps it alive.
 
-    The child shuts down when its standard input closes, so it does not outlive this process, however it ends.
+    The child shuts down and removes its socket when this process is gone, however it ends. A process that is
+    forked from this one has no part in the server. What the child prints goes to this module's logger, at
+    level DEBUG.
 
     Args:
         backend: name of the backend.
@@ -30,20 +36,21 @@ class EmbeddedServer:
         device: where the backend computes.
 
     Raises:
+        InvalidInput: no folder for temporary files can hold a socket.
         ServerUnavailable: it does not start; the message holds the end of its log.
     """
 
     def __init__(self, backend: str, profile: str, device: str) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="npu-"))
-        self._log_path = self._folder / "server.log"
-        self.endpoint = Endpoint(path=str(self._folder / "npu.sock"))
+        self._folder = Path(tempfile.mkdtemp(prefix="npu-", dir=_socket_folder()))
+        self.endpoint = Endpoint(path=str(self._folder / _SOCKET))
         self._command = [
             *(sys.executable, "-m", "npu_server", "serve", "--listen", self.endpoint.target, "--http", "off"),
             *("--backend", backend, "--profile", profile, "--device", device, "--exit-with-stdin"),
         ]
         self._lock = threading.Lock()
         self._closed = False
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: _Child | None = None
+        _servers.add(self)
         try:
             self.ensure_running()
         except BaseException:
@@ -53,8 +60,8 @@ class EmbeddedServer:
     @property
     def pid(self) -> int:
         """Process id of the server."""
-        assert self._process is not None
-        return self._process.pid
+        assert self._child is not None
+        return self._child.process.pid
 
     def ensure_running(self) -> None:
         """Starts the server if it does not run.
@@ -63,67 +70,133 @@ class EmbeddedServer:
             ServerUnavailable: it does not start.
         """
         with self._lock:
-            if self._closed or (self._process is not None and self._process.poll() is None):
+            if self._closed:
                 return
-            self._reap()
-            with self._log_path.open("ab") as log_file:
-                self._process = subprocess.Popen(
-                    self._command,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log_file,
-                    env=_environment(),
-                    # Ctrl-C at the terminal is the parent's to handle.
-                    start_new_session=True,
-                )
-            self._wait_until_listening(self._process)
+            if self._child is not None:
+                status = self._child.process.poll()
+                if status is None:
+                    return
+                log.warning("the embedded server %s", self._child.last_words(status))
+                self._child.stop()
+            self._child = _Child(self._command)
+            self._child.wait_until_listening()
 
     def close(self) -> None:
         """Stops the server; idempotent."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
-            self._reap()
+            if self._child is not None:
+                self._child.stop()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _reap(self) -> None:
-        process = self._process
-        if process is None:
-            return
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.close()
-        process.terminate()
+    def abandon(self) -> None:
+        """Leaves the server to the process that this one was forked from, which may hold the lock."""
+        self._lock = threading.Lock()
+        self._closed = True
+        if self._child is not None:
+            self._child.let_go()
+
+
+class _Child:
+    """One server process, and the thread that reads what it prints, so that it never waits for a reader."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            bufsize=0,
+            env=_environment(),
+            # Ctrl-C at the terminal is the parent's to handle.
+            start_new_session=True,
+        )
+        self._said = threading.Condition()
+        self._tail = b""
+        self._listening = self._silent = False
+        threading.Thread(target=self._listen, name="npu-embedded-log", daemon=True).start()
+
+    def wait_until_listening(self) -> None:
+        """Waits for the server's word that it serves."""
+        with self._said:
+            heard = self._said.wait_for(lambda: self._listening or self._silent, _START_TIMEOUT_S)
+        if not heard:
+            raise ServerUnavailable(f"the embedded server is silent for {_START_TIMEOUT_S:g} s{self._log()}")
+        if not self._listening:
+            raise ServerUnavailable(f"the embedded server {self.last_words(self.process.wait())}")
+
+    def last_words(self, status: int) -> str:
+        """How it ended and what it said before."""
+        return f"stopped with exit status {status}{self._log()}"
+
+    def stop(self) -> None:
+        """Ends the process: asks once, for a second signal would end it before it has closed its device."""
+        self.process.terminate()
         try:
-            process.wait(_STOP_TIMEOUT_S)
+            self.process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
+            self.process.kill()
+            self.process.wait()
+        self._input.close()
 
-    def _wait_until_listening(self, process: "subprocess.Popen[bytes]") -> None:
-        assert process.stdout is not None
-        deadline = time.monotonic() + _START_TIMEOUT_S
-        said = b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            while b"listening on" not in said:
-                ready = selector.select(max(0.0, deadline - time.monotonic()))
-                piece = os.read(process.stdout.fileno(), 4096) if ready else b""
-                if not piece:
-                    state = process.poll() if not ready else process.wait()
-                    why = (
-                        f"stopped with exit status {state}"
-                        if ready
-                        else f"is silent for {_START_TIMEOUT_S:g} s"
-                    )
-                    raise ServerUnavailable(
-                        f"the embedded server {why}; the end of its log:\n{self._log_tail()}"
-                    )
-                said += piece
+    def let_go(self) -> None:
+        """Closes a forked process's copies of the pipes; the reading thread was not forked."""
+        self._input.close()
+        self._output.close()
 
-    def _log_tail(self) -> str:
-        with self._log_path.open(errors="replace") as log_file:
-            return "".join(deque(log_file, _LOG_TAIL_LINES)).rstrip()
+    @property
+    def _input(self) -> IO[bytes]:
+        assert self.process.stdin is not None
+        return self.process.stdin
+
+    @property
+    def _output(self) -> IO[bytes]:
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+    def _listen(self) -> None:
+        line = b""
+        while piece := self._output.read(65_536):
+            *whole, line = (line[-_LOG_TAIL_BYTES:] + piece).split(b"\n")
+            for text in whole:
+                log.debug("%s", text.decode(errors="replace"))
+            with self._said:
+                self._tail = (self._tail + piece)[-_LOG_TAIL_BYTES:]
+                self._listening |= b"listening on" in self._tail
+                self._said.notify_all()
+        with self._said:
+            self._silent = True
+            self._said.notify_all()
+        self._output.close()
+
+    def _log(self) -> str:
+        lines = self._tail.decode(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
+        return "; the end of its log:\n" + "\n".join(lines)
+
+
+_servers: "weakref.WeakSet[EmbeddedServer]" = weakref.WeakSet()
+
+
+def _abandon_servers() -> None:
+    for server in _servers:
+        server.abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_servers)
+
+
+def _socket_folder() -> str:
+    """Where temporary files go, if a socket's path in there is short enough; else /tmp."""
+    room = MAX_SOCKET_PATH_BYTES - len(f"/npu-xxxxxxxx/{_SOCKET}")
+    for folder in (tempfile.gettempdir(), "/tmp"):
+        if len(os.fsencode(folder)) <= room and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise InvalidInput(
+        f"the path of a unix socket has at most {MAX_SOCKET_PATH_BYTES} bytes, which leaves {room} for the "
+        f"folder of temporary files; {tempfile.gettempdir()} is longer: set TMPDIR to a shorter one"
+    )
 
 
 def _environment() -> dict[str, str]:

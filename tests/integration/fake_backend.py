@@ -17,7 +17,7 @@ from npu_server.backends.base import (
     Program,
     Ranges,
 )
-from npu_wire.errors import InvalidModel, NpuError, UnsupportedModel
+from npu_wire.errors import InvalidInput, InvalidModel, NpuError, UnsupportedModel
 from npu_wire.layer_map import Float32Array, Int8Array, LayerMap, LayerSpec, MemoryLayout, TensorSpec
 
 Start = Callable[..., RunningServer]
@@ -124,6 +124,8 @@ class FakeProgram:
         self.backend.note("load_weights")
         if self.backend.refuse_weights is not None:
             raise self.backend.refuse_weights
+        if abs(tensors.get("bias", 0)) > 127:
+            raise InvalidInput("the bias is out of range")
         if "bias" in tensors:
             self.bias = int(tensors["bias"].item())
 
