@@ -182,6 +182,7 @@ def _layer(
 ) -> Layer:
     kernel = operation.kernel
     clamp = kernel if isinstance(kernel, Clamp) else operation.clamp or Clamp()
+    bounds = "half_away" if isinstance(kernel, Clamp) else bounds
     low = code_of(clamp.low, quantization, bounds) if math.isfinite(clamp.low) else INT8_MIN - 1
     high = code_of(clamp.high, quantization, bounds) if math.isfinite(clamp.high) else INT8_MAX + 1
     bounded_low, bounded_high = low >= INT8_MIN, high <= INT8_MAX

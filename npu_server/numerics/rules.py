@@ -48,8 +48,9 @@ class ActivationRule:
     Attributes:
         kind: "affine" (a zero point of its own) or "symmetric" (zero point 0).
         scale: "any" or "power_of_two" (rounded up).
-        bounds: code of a Clip's bound: "half_away" (bound / scale rounded, then the zero point), or
-            "half_even" (rounded with the zero point inside: XNNPACK).
+        bounds: code of the bound of a Clip behind another operator: "half_away" (bound / scale rounded, then
+            the zero point), or "half_even" (rounded with the zero point inside: XNNPACK). Of a lone Clip it
+            is always "half_away".
     """
 
     kind: str = _key("affine", "symmetric")

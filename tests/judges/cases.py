@@ -289,7 +289,9 @@ def _lone_clamp(draw: _Draw) -> Case:
         return _unary(draw, "Relu")
     low, high = ((0, 6), (0, 6), (-1, 1))[draw.integer(0, 2)]
     bounds = {"low": np.array(low, np.float32), "high": np.array(high, np.float32)}
-    return _unary(draw, "Clip", initializers=bounds, more=("low", "high"))
+    # Half of the time the bound lies between two codes.
+    y = Scale(high / (draw.integer(0, 5) + 0.5), draw.scale().zero_point) if draw.chance(0.5) else None
+    return _unary(draw, "Clip", y, bounds, ("low", "high"))
 
 
 def _padded(draw: _Draw) -> Case:

@@ -344,7 +344,7 @@ def _clamp(a: _Author, kernel: g.Clamp) -> None:
     name = names.get(_activation(a.layer))
     if name is None:
         raise Unjudged("a clamp that bounds nothing")
-    a.model.operator(name, a.inputs, [a.output], "", 2)
+    a.model.operator(name, a.inputs, [a.output], "", 1 if name == "RELU_N1_TO_1" else 2)
 
 
 def _function(a: _Author, kernel: g.Lut) -> None:
