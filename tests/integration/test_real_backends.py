@@ -1,5 +1,8 @@
 """Wire transparency: a real backend gives the same bits over the wire as in the process."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import onnx
 import pytest
@@ -75,6 +78,48 @@ def test_equal_bits_in_the_process_and_over_the_wire(start: Start, images: Int8A
             pending = session.submit(images, taps)
             for tensor in program.forward(images, taps):
                 np.testing.assert_array_equal(tensor.data, pending.tensor(tensor.layer))
+
+
+@pytest.mark.parametrize("name", ["reference", "emulator"])
+def test_equal_bits_where_sessions_take_turns(start: Start, images: Int8Array, name: str) -> None:
+    """Three clients' batches and updates cross layer by layer, beside a fourth's models that compile."""
+    address = start(create_backend(name, OPTIONS)).address
+    started, over = threading.Barrier(4), threading.Event()
+
+    def train(seed: int) -> list[Int8Array]:
+        with connect(address) as npu:
+            session = npu.compile(model(), RANGES)
+            taps = range(len(session.layer_map.layers))
+            started.wait(30)
+            pending = []
+            for step in range(10):
+                session.push_weights(weights(100 * seed + step))
+                pending.append(session.submit(images, taps))
+            return [answer.tensor(tap) for answer in pending for tap in taps]
+
+    def compile_on() -> None:
+        with connect(address) as npu:
+            started.wait(30)
+            while not over.is_set():
+                npu.compile(model(), RANGES).close()
+
+    with ThreadPoolExecutor() as pool:
+        compiling = pool.submit(compile_on)
+        try:
+            answers = list(pool.map(train, range(3)))
+        finally:
+            over.set()
+        compiling.result()
+    judge = create_backend("reference", OPTIONS)
+    judge.open()
+    program = judge.compile(model(), RANGES)
+    for seed, tensors in enumerate(answers):
+        expected = []
+        for step in range(10):
+            program.load_weights(weights(100 * seed + step))
+            expected += [t.data for t in program.forward(images, range(len(program.layer_map.layers))) if t]
+        for right, answer in zip(expected, tensors, strict=True):
+            np.testing.assert_array_equal(right, answer)
 
 
 def test_refusals_of_a_real_compiler(start: Start) -> None:
