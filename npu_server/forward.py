@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import grpc
 import numpy as np
 
-from npu_server.backends.base import LayerTensor
+from npu_server.backends.base import LayerTensor, LoadsInSteps
 from npu_server.intake import Batch, Intake, WeightUpdate
 from npu_server.outbox import Outbox
 from npu_server.quotas import Ledger
@@ -264,15 +264,22 @@ class ForwardStream:
             if self._ended.is_set():
                 return
 
-        def load() -> None:
-            begin = time.monotonic_ns()
-            self._session.program.load_weights(update.tensors)
-            self._session.weights_version = update.weights_version
-            self._update_slots.release()
-            self._ledger.give(update.nbytes)
-            self._outbox.put(_Loaded(update.weights_version, time.monotonic_ns() - begin))
+        self._submit(self._load(update))
 
-        self._submit(one_step(load))
+    def _load(self, update: WeightUpdate) -> Steps[None]:
+        """Loads weights, step by step where the program can."""
+        watch, program = _Stopwatch(), self._session.program
+        if isinstance(program, LoadsInSteps):
+            for _ in program.load_weights_in_steps(update.tensors):
+                watch.stop()
+                yield
+                watch.go_on()
+        else:
+            program.load_weights(update.tensors)
+        self._session.weights_version = update.weights_version
+        self._update_slots.release()
+        self._ledger.give(update.nbytes)
+        self._outbox.put(_Loaded(update.weights_version, watch.stop()))
 
     def _queue_batch(self, batch: Batch) -> None:
         with self._lock:
@@ -286,22 +293,21 @@ class ForwardStream:
         self._submit(self._compute(batch, queued))
 
     def _compute(self, batch: Batch, queued: int) -> Steps[None]:
-        """Runs a batch, a layer a step; the time of other sessions' steps in between does not count."""
-        begin = resumed = time.monotonic_ns()
-        device_ns = 0
+        """Runs a batch, a layer a step."""
+        queued_ns, watch = time.monotonic_ns() - queued, _Stopwatch()
         for tensor in self._session.program.forward(batch.data, batch.taps):
             if tensor is not None:
                 self._check(batch, tensor)
                 self._telemetry.layer(self._session.latency[tensor.layer], tensor.end_ns - tensor.start_ns)
                 self._put(batch, tensor)
-            device_ns += time.monotonic_ns() - resumed
+            watch.stop()
             yield
-            resumed = time.monotonic_ns()
-        device_ns += time.monotonic_ns() - resumed
+            watch.go_on()
+        device_ns = watch.stop()
         self._session.batches += 1
-        self._telemetry.batch(begin - queued, device_ns)
+        self._telemetry.batch(queued_ns, device_ns)
         self._ledger.give(batch.data.nbytes)
-        self._outbox.put(_Done(batch, begin - queued, device_ns))
+        self._outbox.put(_Done(batch, queued_ns, device_ns))
 
     def _check(self, batch: Batch, tensor: LayerTensor) -> None:
         last = len(self._session.layer_map.layers) - 1
@@ -354,6 +360,23 @@ class ForwardStream:
                 return
         self._telemetry.sent(outgoing.header.nbytes)
         self._has_been_read(outgoing.header.nbytes)
+
+
+class _Stopwatch:
+    """A job's own time at the device, in nanoseconds; it runs from the beginning."""
+
+    def __init__(self) -> None:
+        self._total_ns = 0
+        self._since_ns = time.monotonic_ns()
+
+    def stop(self) -> int:
+        """Other sessions' steps do not count; tells the time so far."""
+        self._total_ns += time.monotonic_ns() - self._since_ns
+        return self._total_ns
+
+    def go_on(self) -> None:
+        """Counts again."""
+        self._since_ns = time.monotonic_ns()
 
 
 def session_id_of(request: npu_pb2.ForwardRequest | None) -> str:

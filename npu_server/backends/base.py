@@ -11,7 +11,7 @@ backend whose compiler is not safe for that takes a lock of its own.
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
 
@@ -138,6 +138,18 @@ class Program(Protocol):
 
     def close(self) -> None:
         """Frees what the program holds; idempotent."""
+        ...
+
+
+@runtime_checkable
+class LoadsInSteps(Protocol):
+    """An extra ability of a program whose weights take long to prepare: others' work goes on in between."""
+
+    def load_weights_in_steps(self, tensors: Mapping[str, Float32Array]) -> Iterator[None]:
+        """`Program.load_weights`, giving control back now and then.
+
+        The weights change when the iterator ends; when it is dropped before, nothing has changed.
+        """
         ...
 
 

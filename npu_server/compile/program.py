@@ -85,14 +85,19 @@ class CompiledProgram:
             InvalidInput: a name that no layer derives from, another shape or dtype than compiled.
             NonFiniteInput: NaN or infinity.
         """
+        for _ in self.load_weights_in_steps(tensors):
+            pass
+
+    def load_weights_in_steps(self, tensors: Mapping[str, Float32Array]) -> Iterator[None]:
+        """`load_weights`, layer by layer; see `npu_server.backends.base.LoadsInSteps`."""
         for name, array in tensors.items():
             self._check(name, array)
         constants = self._constants.replace({name: array.copy() for name, array in tensors.items()})
-        fresh = {
-            i: self._pack(layer, constants)
-            for i, layer in enumerate(self._plan.layers)
-            if not tensors.keys().isdisjoint(layer.spec.parameters)
-        }
+        fresh = {}
+        for i, layer in enumerate(self._plan.layers):
+            if not tensors.keys().isdisjoint(layer.spec.parameters):
+                fresh[i] = self._pack(layer, constants)
+                yield
         self._constants = constants
         self._packed = [fresh.get(i, packed) for i, packed in enumerate(self._packed)]
 

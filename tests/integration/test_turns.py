@@ -2,16 +2,16 @@
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from fake_backend import FakeBackend, Start, expected, wait_until
+from fake_backend import FakeBackend, FakeProgram, Start, expected, wait_until
 from raw_client import Raw, attach, input_chunk
 
 from npu_server.backends.base import BackendOptions, Program, Ranges
-from npu_wire.layer_map import Int8Array
+from npu_wire.layer_map import Float32Array, Int8Array
 from npu_wire.v1 import npu_pb2
 from trainer_client.connection import connect
 
@@ -70,6 +70,47 @@ def test_sessions_take_turns_layer_by_layer(start: Start, backend: FakeBackend, 
             np.testing.assert_array_equal(expected(batch, layer), long.tensor(layer))
         np.testing.assert_array_equal(expected(batch - 1, 2), short.tensor(2))
     assert backend.calls[:8] == ["forward", "layer 0"] * 2 + ["layer 1"] * 2 + ["layer 2"] * 2
+
+
+class SlowProgram(FakeProgram):
+    """Prepares weights in three steps."""
+
+    def load_weights_in_steps(self, tensors: Mapping[str, Float32Array]) -> Iterator[None]:
+        for step in range(3):
+            self.backend.note(f"step {step}")
+            self.backend.layer_began.release()
+            self.backend.gate.wait()
+            yield
+        self.load_weights(tensors)
+
+
+class SlowLoader(FakeBackend):
+    """Its programs take long to prepare weights."""
+
+    def compile(self, model: bytes, ranges: Ranges) -> Program:
+        return SlowProgram(self)
+
+
+def test_a_batch_is_answered_between_the_steps_of_a_weight_update(start: Start, batch: Int8Array) -> None:
+    """Preparing one client's weights holds nobody up, and they count when all is done."""
+    backend = SlowLoader(BackendOptions())
+    server = start(backend)
+    with connect(server.address) as one, connect(server.address) as two:
+        first, second = one.compile(b"model", RANGES), two.compile(b"model", RANGES)
+        second.submit(batch, ()).tensor(2)  # so its stream is open
+        while backend.layer_began.acquire(blocking=False):
+            pass
+        backend.gate.clear()
+        backend.calls.clear()
+        first.push_weights({"bias": np.array(5, np.float32)})
+        assert backend.layer_began.acquire(timeout=TIMEOUT_S)
+        other = second.submit(batch, ())
+        wait_until(lambda: server.status().queue_depth == 1)
+        backend.gate.set()
+        np.testing.assert_array_equal(expected(batch, 2), other.tensor(2))
+        np.testing.assert_array_equal(expected(batch, 2, bias=5), first.submit(batch, ()).tensor(2))
+    steps = ["step 0", "forward", "layer 0", "step 1", "layer 1", "step 2", "layer 2", "load_weights"]
+    assert backend.calls[: len(steps)] == steps
 
 
 @pytest.fixture
