@@ -19,7 +19,7 @@ _PAGE = Path(__file__).parents[2] / "docs" / "conformance-independent.md"
 def main() -> int:
     """Judges everything; exit status 1 where anything differs."""
     parser = argparse.ArgumentParser(prog="python -m tests.independent", description=__doc__)
-    parser.add_argument("--networks", type=int, default=120, help="random networks for each engine")
+    parser.add_argument("--networks", type=int, default=80, help="random networks for each engine")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="networks at the same time")
     parser.add_argument("--write", action="store_true", help=f"write docs/{_PAGE.name}")
     given = parser.parse_args()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import product, with_onnxruntime
+from . import product, with_onnxruntime, with_tflm
 from .quantizer import QuantizedNetwork, Rules, Step, quantize
 from .random_networks import Subject
 
@@ -32,7 +32,8 @@ class Judge:
 
 
 ONNX_RUNTIME = Judge("ONNX Runtime", "onnxruntime", with_onnxruntime.run)
-JUDGES = {judge.name: judge for judge in (ONNX_RUNTIME,)}
+TFLM = Judge("TFLM", "tflm", with_tflm.run, pools_keep_scale=True, for_tflite=True)
+JUDGES = {judge.name: judge for judge in (ONNX_RUNTIME, TFLM)}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Random float networks: odd shapes, uneven pads, dead channels, tiny and wide ranges."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -79,16 +80,17 @@ class _Draw:
         self.x, self.shape = output, shape
         self.level = self.level if level is None else level
 
-    def window(self, kernel: list[int], dilations: list[int], pool: bool = False) -> tuple[dict, list[int]]:
+    def window(self, kernel: list[int], dilations: list[int], pool: str = "") -> tuple[dict, list[int]]:
         """Attributes of a window on the newest tensor, and the output's height and width."""
         size, strides = self.shape[1:], [self.integer(1, 3), self.integer(1, 2)]
+        tflite_average = self.for_tflite and pool == "AveragePool"
         if pool:  # ONNX Runtime computes negative pads where a window is narrower than its stride
             strides = [min(s, k) for s, k in zip(strides, kernel, strict=True)]
         reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
         padding = self.choose("SAME_UPPER", "SAME_LOWER", "pads", "pads", "VALID", "")
         if any(r > n for r, n in zip(reach, size, strict=True)):
             padding = self.choose("SAME_UPPER", "SAME_LOWER")
-        if pool and self.for_tflite and padding in ("SAME_LOWER", "pads"):
+        if tflite_average and padding in ("SAME_LOWER", "pads"):
             padding = "SAME_UPPER"
         fields: dict = {"strides": strides, "dilations": dilations, "kernel_shape": kernel}
         if padding.startswith("SAME"):
@@ -115,10 +117,13 @@ class _Draw:
             weight[some] = -np.abs(weight[some])
         return weight
 
-    def activated(self, y: str, bounded: bool = True) -> str:
-        """Perhaps an activation behind a layer; `bounded`: one with an upper end, too."""
+    def activated(self, y: str, level: float) -> str:
+        """Perhaps an activation behind a layer.
+
+        One with an upper end only where values are not very far above it: there engines abort or overflow.
+        """
         kinds = ["Relu", ""]
-        if bounded:  # a product 2^31 output steps beyond its bound overflows in ONNX Runtime
+        if level <= 2:
             kinds += ["Relu6"] if self.for_tflite else ["Relu6", "Clip", "Low"]
         kind = self.choose(*kinds)
         if kind == "Relu":
@@ -134,11 +139,12 @@ class _Draw:
         return self.constant(self.rng.uniform(low, high, channels))
 
     def batch_norm(self, y: str, channels: int) -> str:
-        """Variances down to a size at which epsilon counts."""
-        names = [self.channel_numbers(-1.5, 2, channels), self.channel_numbers(-1, 1, channels)]
-        names.append(self.channel_numbers(-1, 1, channels))
-        names.append(self.constant(10.0 ** self.rng.uniform(-6, 2, channels)))
-        return self.node("BatchNormalization", [y, *names], epsilon=float(10.0 ** self.rng.uniform(-5, -2)))
+        """Variances down to a size at which epsilon counts; factors of about 1."""
+        epsilon, variance = 10.0 ** self.rng.uniform(-5, -2), 10.0 ** self.rng.uniform(-6, 2, channels)
+        gamma = self.rng.uniform(-1.5, 2, channels) * np.sqrt(variance + epsilon)
+        names = [self.constant(gamma), self.channel_numbers(-1, 1, channels)]
+        names += [self.channel_numbers(-1, 1, channels), self.constant(variance)]
+        return self.node("BatchNormalization", [y, *names], epsilon=epsilon)
 
     def scaled(self, y: str, channels: int, rank: int) -> str:
         """Perhaps numbers a channel behind a layer, once or several times.
@@ -184,7 +190,7 @@ class _Draw:
         if dilations != [1, 1] and fields.get("auto_pad", "").startswith("SAME"):
             upper = fields["auto_pad"] == "SAME_UPPER"
             self.spelled_out[y] = same_pads(self.shape[1:], kernel, fields["strides"], dilations, upper)
-        return self.activated(self.scaled(y, out, 4)), (out, height, width), level
+        return self.activated(self.scaled(y, out, 4), level), (out, height, width), level
 
 
 def _convolution(d: _Draw) -> None:
@@ -211,7 +217,7 @@ def _joined(d: _Draw, op: str) -> None:
     branch, shape, level = d.convolved("plain", d.shape[0])
     names = [branch, other] if d.chance(0.5) else [other, branch]
     level = level + d.level if op == "Mul" else max(level, d.level)
-    d.grow(d.activated(d.node(op, names), bounded=op != "Mul"), shape, level)
+    d.grow(d.activated(d.node(op, names), math.inf if op == "Mul" else level), shape, level)
 
 
 def _concatenated(d: _Draw) -> None:
@@ -238,7 +244,7 @@ def _channels(d: _Draw, node) -> int:
 
 def _pooled(d: _Draw, op: str) -> None:
     kernel = [min(d.integer(1, 4), d.shape[1]), min(d.integer(2, 3), d.shape[2])]
-    fields, size = d.window(kernel, [1, 1], pool=True)
+    fields, size = d.window(kernel, [1, 1], op)
     del fields["dilations"]
     if op == "AveragePool" and "pads" in fields and d.chance(0.4):
         fields["count_include_pad"] = 1
@@ -249,7 +255,7 @@ def _pooled(d: _Draw, op: str) -> None:
 def _lone_norm(d: _Draw) -> None:
     """Numbers a channel that find no weights before them (pre-activation networks)."""
     y = d.x if d.x == "x" else d.node("MaxPool", [d.x], kernel_shape=[1, 1])
-    d.grow(d.activated(d.batch_norm(y, d.shape[0])), d.shape)
+    d.grow(d.activated(d.batch_norm(y, d.shape[0]), d.level), d.shape)
 
 
 def _head(d: _Draw) -> str:
@@ -267,7 +273,7 @@ def _head(d: _Draw) -> str:
     names = [y, d.constant(weight if turned else weight.T), d.constant(d.rng.normal(0, 1, hidden))]
     scale = {"alpha": float(d.rng.uniform(0.3, 2)), "beta": float(d.rng.uniform(0.3, 2))}
     y = d.node("Gemm", names, transB=int(turned), **(scale if d.chance(0.5) else {}))
-    y = d.activated(d.scaled(y, hidden, 2))
+    y = d.activated(d.scaled(y, hidden, 2), 0)
     d.level = 0
     y = d.node("MatMul", [y, d.constant(d.weight(0, classes, hidden).T)])
     return d.node("Add", [y, d.constant(d.rng.normal(0, 1, classes))]) if d.chance(0.7) else y
@@ -278,6 +284,7 @@ _BLOCKS: dict[str, tuple[float, Callable[[_Draw], None]]] = {
     "padded convolution": (1.5, _padded_convolution),
     "add": (2, lambda d: _joined(d, "Add")),
     "mul": (1, lambda d: _joined(d, "Mul")),
+    "sub": (1, lambda d: _joined(d, "Sub")),
     "concat": (1.5, _concatenated),
     "max pool": (1, lambda d: _pooled(d, "MaxPool")),
     "average pool": (1, lambda d: _pooled(d, "AveragePool")),
@@ -290,7 +297,8 @@ def draw(seed: int, for_tflite: bool = False) -> Subject:
 
     Args:
         seed: of everything.
-        for_tflite: only what TFLite's operators can say: bounds of RELU and RELU6, pools that pad as SAME.
+        for_tflite: what TFLite's operators can say: Sub, but bounds of RELU and RELU6 and averages that pad
+            as SAME_UPPER only.
     """
     rng = np.random.default_rng([seed, 71 if for_tflite else 70])
     d = _Draw(rng, for_tflite)
@@ -299,7 +307,7 @@ def draw(seed: int, for_tflite: bool = False) -> Subject:
     odds = np.array([weight for weight, _ in _BLOCKS.values()])
     _convolution(d)
     for name in rng.choice(list(_BLOCKS), d.integer(4, 10), p=odds / odds.sum()):
-        if name == "concat" and d.shape[0] > 60:
+        if (name == "concat" and d.shape[0] > 60) or (name == "sub" and not for_tflite):
             continue
         _BLOCKS[str(name)][1](d)
     output = _head(d)
