@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from npu_server.compile.graph import AveragePool, Window
 from npu_server.compile.lowering import Layer
-from npu_server.numerics.elementwise import average, average_float32
+from npu_server.numerics.elementwise import average, average_float32, average_of_sums
 from npu_server.numerics.profile import Profile
 from npu_server.numerics.scales import Int64Array
 from npu_wire.layer_map import Int8Array
@@ -52,10 +52,13 @@ def window_counts(kernel: AveragePool, size: tuple[int, int]) -> Int64Array:
 def average_windows(layer: Layer, kernel: AveragePool, x: Int8Array, profile: Profile) -> Int8Array:
     """An average pool on codes of shape (N, C, height, width)."""
     source, count = layer.sources[0], window_counts(kernel, (x.shape[2], x.shape[3]))
-    if profile.average_pool.method == "float32_sum":
+    whole = kernel.window.kernel == (x.shape[2], x.shape[3]) and not any(kernel.window.pads)
+    if profile.average_pool.method == "float32_sum" and not whole:
         windows = positions(x, kernel.window, source.zero_point)
         return average_float32(windows, count, source, layer.scale, layer.output)
     total = np.zeros(1, np.int64)
     for codes in positions(x.astype(np.int64) - source.zero_point, kernel.window, 0):
         total = total + codes
+    if profile.average_pool.method == "float32_sum":
+        return average_of_sums(total, count, source, layer.scale, layer.output)
     return average(total, count, source, layer.scale, layer.output, "average_pool", profile)

@@ -184,8 +184,7 @@ def average(
     requantization = profile.requantize_in(operator)
     kind = requantization.multiplier
     if kind == "float32":
-        factor = np.float32(source.scale) / (np.float32(scale) * count.astype(np.float32))
-        return to_int8(np.rint(total.astype(np.float32) * factor).astype(np.int64), out)
+        return average_of_sums(total, count, source, scale, out)
     if kind == "float64":
         return to_int8(round_half_away(total * (source.scale / (scale * count))).astype(np.int64), out)
     if kind == "power_of_two":
@@ -203,6 +202,17 @@ def average(
 def total(sums: Int64Array, source: Quantization, scale: float, out: Output, profile: Profile) -> Int8Array:
     """A sum over axes: (code - zero point) added up exactly, then requantized."""
     return requantize(sums, make_multiplier(np.array(source.scale), scale, profile.requantize), out)
+
+
+def average_of_sums(
+    total: Int64Array, count: Int64Array, source: Quantization, scale: float, out: Output
+) -> Int8Array:
+    """Average as ONNX Runtime's QLinearGlobalAveragePool computes it: one float32 factor, half to even.
+
+    Args: see `average`.
+    """
+    factor = np.float32(source.scale) / (np.float32(scale) * count.astype(np.float32))
+    return to_int8(np.rint(total.astype(np.float32) * factor).astype(np.int64), out)
 
 
 def average_float32(

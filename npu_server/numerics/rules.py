@@ -171,7 +171,9 @@ class AverageRule:
             (output scale * count) by `RequantizeRule`), "float32_codes" (for means; the sum of the codes
             themselves times a float32 factor, plus a float32 offset that holds both zero points, half to
             even: XNNPACK), or, for average pools, "float32_sum" (dequantized, summed row by row in float32,
-            divided, quantized half to even with the zero point inside: ONNX Runtime).
+            divided, quantized half to even with the zero point inside; a window without padding that covers
+            the whole image is an exact sum times one float32 factor, half to even, then the zero point: ONNX
+            Runtime).
         rounding: of "input_scale": "half_away", "half_even" or "floor".
     """
 

@@ -1,4 +1,4 @@
-"""Random layers of every operator: shapes, windows, scales (powers of two too: ties), extremes."""
+"""Random layers of every operator: shapes, windows, scales (of few bits too: ties), extremes."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -55,7 +55,9 @@ class _Draw:
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.seed = seed
-        self.powers = self.chance(0.4)
+        # Powers of two, small integers times powers of two, any: what has few bits has ties, and these tell
+        # rules apart that agree elsewhere.
+        self.bits = int(self.rng.choice([1, 4, 24]))
         self.extreme = self.chance(0.15)
 
     def chance(self, share: float) -> bool:
@@ -76,17 +78,18 @@ class _Draw:
         """Mostly as networks have them; now and then tiny or wide."""
         low, high = (2.0**-12, 2.0**4) if self.chance(0.25) else (0.01, 0.2)
         zero_point = int(self.rng.choice([-128, 127, -1, 0, 3, self.integer(-128, 127)]))
-        if self.powers:
-            exponent = self.integer(int(np.floor(np.log2(low))), int(np.ceil(np.log2(high))))
-            return Scale(2.0**exponent, zero_point)
-        return Scale(float(np.exp(self.rng.uniform(np.log(low), np.log(high)))), zero_point)
+        return Scale(float(self.rounded(np.exp(self.rng.uniform(np.log(low), np.log(high))))), zero_point)
+
+    def rounded(self, x: np.ndarray | float) -> np.ndarray:
+        """To the number of bits that this case's scales have."""
+        mantissa, exponent = np.frexp(x)
+        return np.ldexp(np.rint(mantissa * 2.0**self.bits), exponent - self.bits)
 
     def near(self, scale: float) -> Scale:
         """An output's scale: around another one, now and then far from it."""
-        ratio = self.rng.choice([0.5, 1.0, 2.0]) if self.powers else self.rng.uniform(0.5, 2)
+        ratio = self.rng.uniform(0.5, 2)
         ratio *= self.rng.choice([2.0**-4, 2.0**4]) if self.chance(0.1) else 1
-        exact = 2.0 ** np.round(np.log2(scale * ratio)) if self.powers else scale * ratio
-        return Scale(float(exact), self.scale().zero_point)
+        return Scale(float(self.rounded(scale * ratio)), self.scale().zero_point)
 
     def case(self, nodes, shape, scales, initializers=None, batch: int = 2) -> Case:
         arrays = [numpy_helper.from_array(array, name) for name, array in (initializers or {}).items()]
@@ -112,9 +115,7 @@ class _Draw:
         if self.chance(0.2):
             rows[self.integer(0, out - 1)] = int(self.rng.choice([0, 127, -127]))
         column = (out, *[1] * len(inner))
-        steps = (
-            2.0 ** -self.rng.integers(5, 9, column) if self.powers else self.rng.uniform(0.002, 0.03, column)
-        )
+        steps = self.rounded(self.rng.uniform(0.002, 0.03, column))
         if self.chance(0.15):
             steps = steps * 2.0 ** -self.rng.integers(0, 16, column)
         return (codes * steps).astype(np.float32), steps

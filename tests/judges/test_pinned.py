@@ -51,3 +51,21 @@ def test_every_code_at_pinned_scales(profile: str, judge: str, op: str, scales: 
         pytest.skip(f"{judge} is not installed ({error}); make conformance installs it")
     cell = compare(judged, [CODES.reshape(1, 1, 16, 16)], engine, rules)
     assert (cell.elements, cell.mismatches) == (256, 0)
+
+
+def test_pool_over_the_whole_image() -> None:
+    """ONNX Runtime computes it as a global average: of four codes 4 k + 6 in sum, ties all, half to even.
+
+    The zero point is added after rounding there, and before in any other average pool.
+    """
+    rules, engine = load_profile("onnxruntime"), engines.find("ONNX Runtime")
+    for shape in ((64, 2, 2), (128, 2, 1)):
+        node = helper.make_node("AveragePool", ["x"], ["y"], "pool", kernel_shape=shape[1:])
+        names = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", *shape]) for n in "xy"]
+        graph = helper.make_graph([node], "layer", names[:1], names[1:])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        for zero_point in (-128, 0, 1, 127):
+            ranges = dict.fromkeys("xy", Scale(0.25, zero_point).range)
+            judged = compile_layers(model.SerializeToString(), ranges, rules)[-1]
+            cell = compare(judged, [CODES.reshape(1, *shape)], engine, rules)
+            assert (cell.elements, cell.mismatches) == (shape[0], 0), (shape, zero_point)
