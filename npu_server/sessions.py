@@ -182,10 +182,10 @@ class SessionTable:
             self._refuse_if_not_wanted(place)
         try:
             self._refuse_if_not_wanted(place)
-            program = self._backend.compile(model, ranges)
+            # A shutdown waits for the compilers, so that what they have made is closed before the device.
+            return self._keep(self._backend.compile(model, ranges), place)
         finally:
             self._compilers.release()
-        return self._keep(program, place)
 
     def _keep(self, program: Program, place: Place) -> Session:
         session_id = secrets.token_hex(16)

@@ -28,7 +28,7 @@ def page(server: RunningServer, path: str) -> tuple[int, dict[str, object]]:
 
 def test_health_follows_the_device(start: Start, backend: FakeBackend, batch: Int8Array) -> None:
     """Not serving while a probe fails, with its words on the status page; serving when it recovers."""
-    server = start(http="127.0.0.1:0", probe_s=0.01)
+    server = start(http="127.0.0.1:0", probe_s=0.3)
     assert serves(server.address)
     backend.health = Health(False, "too hot; cool it")
     wait_until(lambda: not serves(server.address))
@@ -61,7 +61,7 @@ def test_a_fault_has_the_device_probed_at_once(
 
 def test_a_device_that_hangs_does_not_serve(start: Start, backend: FakeBackend, batch: Int8Array) -> None:
     """A probe that waits for four intervals has failed, until it is answered."""
-    server = start(probe_s=0.05)
+    server = start(probe_s=0.1)
     backend.gate.clear()
     with connect(server.address) as npu:
         pending = npu.compile(b"model", RANGES).submit(batch, ())
@@ -86,6 +86,6 @@ class RaisingProbe(FakeBackend):
 
 def test_a_probe_that_raises_has_failed(start: Start) -> None:
     """Although the seam forbids it."""
-    server = start(RaisingProbe(BackendOptions()), probe_s=0.01)
+    server = start(RaisingProbe(BackendOptions()), probe_s=0.3)
     wait_until(lambda: not serves(server.address))
     assert "cable" in server.status().device.trouble
