@@ -7,6 +7,7 @@ import threading
 from collections.abc import Collection
 
 import uvicorn
+from h11 import LocalProtocolError
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -136,6 +137,14 @@ def _impatient(request_s: float) -> type[H11Protocol]:
             waiting = [c for c in self.connections if isinstance(c, ImpatientProtocol)]
             if len(waiting) > _MAX_CONNECTIONS:
                 min(waiting, key=lambda connection: connection.deadline.when()).transport.abort()
+
+        def send_400_response(self, msg: str) -> None:
+            if self.cycle is not None:
+                self.cycle.disconnected = True  # an answer under way has nowhere to go any more
+            try:
+                super().send_400_response(msg)
+            except LocalProtocolError:  # an answer was given already
+                self.transport.close()
 
         def on_response_complete(self) -> None:
             super().on_response_complete()

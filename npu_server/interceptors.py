@@ -179,6 +179,9 @@ class _Outcome:
                 # gRPC keeps its own errors in the call that their frames hold: a cycle around what they hold.
                 error.__traceback__ = None
             self._count("CANCELLED")
+            if isinstance(error, NpuError):
+                # Nobody hears it; raised as it is, gRPC would log it as a fault of ours.
+                self._context.abort(grpc.StatusCode.CANCELLED, "")
         elif error is None:
             self._count("OK")
         elif isinstance(error, NpuError):

@@ -10,7 +10,7 @@ from typing import Any
 
 from . import hostile
 from .pulse import Pulse
-from .server import LEASE_S, Sample, ServerUnderAttack
+from .server import LEASE_S, STALL_S, Sample, ServerUnderAttack
 from .verdict import judge_process, judge_witness, slope_mib_per_min, typical
 from .witness import Witness
 
@@ -40,17 +40,17 @@ class Plan:
     @property
     def warm_up_s(self) -> float:
         """Attack before the first quiet moment: caches, pools and arenas fill."""
-        return min(90.0, self.seconds / 3)
+        return min(300.0, self.seconds / 3)
 
     @property
     def settle_s(self) -> float:
-        """Longest wait for quiet: the last attack ends, leases and deadlines pass."""
-        return 60.0 + 2 * LEASE_S
+        """Longest wait for quiet: the last attack ends, then its leases and deadlines pass."""
+        return 60.0 + LEASE_S + STALL_S
 
     @property
     def longest_s(self) -> float:
         """The longest that a hostile client holds still."""
-        return min(20.0, self.seconds / 10)
+        return min(20.0, max(1.5 * STALL_S, self.seconds / 10))
 
     @property
     def sample_s(self) -> float:
@@ -147,7 +147,7 @@ def _quiet(server: ServerUnderAttack, samples: list[Sample], plan: Plan) -> Samp
         last = _watch(server, samples, _QUIET_SAMPLES * 1.0, 1.0)
         alone = all(sample.sessions == 1 for sample in last)
         sinking = last[-1].threads < last[0].threads or last[-1].descriptors < last[0].descriptors
-        if alone and not sinking and time.monotonic() - begin > LEASE_S + plan.longest_s:
+        if alone and not sinking and time.monotonic() - begin > plan.longest_s:
             break
     return typical(last)
 

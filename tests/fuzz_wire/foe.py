@@ -216,7 +216,7 @@ def check_bits(recording: Recording, answers: Sequence[bytes]) -> int:
 
 
 def _status(call: grpc.Call) -> str:
-    code, class_name, _ = status_parts(call)
-    if code == "CANCELLED" and class_name is None:
+    code, class_name, details = status_parts(call)
+    if code == "CANCELLED" and class_name is None and details == "Locally cancelled by application!":
         return OURS
     return f"{code}/{class_name}" if class_name else code

@@ -131,8 +131,9 @@ class Client(threading.Thread):
         """Attacks until the end."""
         foe, round_ = self._foe, 0
         self._going.wait()
-        # First of all the server's pool of threads is filled, so that it cannot look like a leak later.
-        self._attack(streams.many_calls, round_)
+        # First of all the server's threads and buffers are filled, so that they cannot look like leaks later.
+        for attack in (streams.many_calls, streams.never_reads, streams.replaced_streams):
+            self._attack(attack, round_)
         while not self._ending.is_set():
             if not self._going.is_set():
                 foe.close()

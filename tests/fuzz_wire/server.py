@@ -17,6 +17,7 @@ from .recordings import PROFILE
 
 MAX_SESSIONS = 8
 LEASE_S = 4.0
+STALL_S = 5.0
 _FLAGS = {
     "--backend": "emulator",
     "--profile": PROFILE,
@@ -25,7 +26,10 @@ _FLAGS = {
     "--http": "127.0.0.1:0",
     "--max-sessions": str(MAX_SESSIONS),
     "--max-model-bytes": str(16 * 2**20),
+    "--max-session-bytes": str(24 * 2**20),
+    "--max-server-bytes": str(256 * 2**20),
     "--lease-s": str(LEASE_S),
+    "--stall-s": str(STALL_S),
     "--log-level": "WARNING",
 }
 _STOP_TIMEOUT_S = 40.0

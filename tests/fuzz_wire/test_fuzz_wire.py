@@ -17,7 +17,7 @@ _BEFORE = Sample(at_s=0, rss_mib=500.0, threads=40, descriptors=14, sessions=1, 
 
 @pytest.mark.slow
 def test_a_short_campaign(tmp_path: Path) -> None:
-    """Half a minute of every attack: no wrong bit, no unanswered question, nothing grows."""
+    """Twenty seconds of every attack: no wrong bit, no unanswered question, nothing grows."""
     report = tmp_path / "report.json"
     command = [
         sys.executable,
