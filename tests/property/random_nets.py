@@ -44,10 +44,12 @@ class NetBuilder:
         return name
 
     def weight(self, *shape: int) -> str:
-        """Adds a random initializer; now and then a channel of it is all zero."""
+        """Adds a random initializer; now and then a channel is dead, of one number, or of tiny ones."""
         array = self.rng.normal(0, 0.4, shape).astype(np.float32)
+        if self.rng.random() < 0.2:
+            array[0] = self.rng.choice([0, 0.3])
         if self.rng.random() < 0.1:
-            array[0] = 0
+            array[-1] *= np.float32(2.0**-14)
         name = f"w{len(self.initializers)}"
         self.initializers[name] = array
         return name
@@ -112,22 +114,49 @@ def squeeze_excite(net: NetBuilder, x: str, draw) -> str:
 
 
 def concat(net: NetBuilder, x: str, draw) -> str:
-    """An activation beside another of the same size."""
+    """An activation beside one to three others, along any axis."""
+    shape, axis = list(net.shapes[x]), draw(st.integers(1, 3))
+    parts = [x]
+    for _ in range(draw(st.integers(1, 3))):
+        out = 2 if axis == 1 else shape[0]
+        branch = net.emit("Conv", [x, net.weight(out, shape[0], 1, 1)], (out, *shape[1:]))
+        parts.insert(draw(st.integers(0, 1)), activation(net, branch, draw))
+    joined = [sum(net.shapes[p][i] for p in parts) if i == axis - 1 else n for i, n in enumerate(shape)]
+    return net.emit("Concat", parts, tuple(joined), axis=axis)
+
+
+def half(net: NetBuilder, x: str, draw) -> str:
+    """One half of the channels; nobody reads the other."""
     channels, *size = net.shapes[x]
-    branch = activation(net, net.emit("Conv", [x, net.weight(2, channels, 1, 1)], (2, *size)), draw)
-    return net.emit("Concat", [branch, x], (channels + 2, *size), axis=1)
+    wide = net.emit("Conv", [x, net.weight(4, channels, 1, 1)], (4, *size))
+    names = [f"{wide}_first", f"{wide}_second"]
+    net.nodes.append(helper.make_node("Split", [wide], names, f"{wide}_split", axis=1, num_outputs=2))
+    net.shapes |= dict.fromkeys(names, (2, *size))
+    return draw(st.sampled_from(names))
 
 
 def pool(net: NetBuilder, x: str, draw) -> str:
-    """A max or average pool with padding on any side."""
+    """A max or average pool with padding on any side, windows over the edge, holes in a max pool's."""
     channels, *size = net.shapes[x]
     kernel = [min(draw(st.integers(1, 3)), n) for n in size]
     pads = [draw(st.integers(0, kernel[i % 2] - 1)) for i in range(4)]
-    strides = [draw(st.integers(1, 2)) for _ in range(2)]
-    shape = [(size[i] + pads[i] + pads[i + 2] - kernel[i]) // strides[i] + 1 for i in (0, 1)]
-    attributes = {"kernel_shape": kernel, "pads": pads, "strides": strides}
-    if draw(st.booleans()):
-        return net.emit("MaxPool", [x], (channels, *shape), **attributes)
+    strides = [draw(st.integers(1, 3)) for _ in range(2)]
+    largest, ceiling = draw(st.booleans()), draw(st.integers(0, 1))
+    padded = [size[i] + pads[i] + pads[i + 2] for i in (0, 1)]
+    dilations = [
+        draw(st.integers(1, 2)) if largest and (k - 1) * 2 < p else 1
+        for k, p in zip(kernel, padded, strict=True)
+    ]
+    shape = []
+    for i in (0, 1):
+        left = padded[i] - (kernel[i] - 1) * dilations[i] - 1
+        steps = -(-left // strides[i]) if ceiling else left // strides[i]
+        # No window begins in the padding behind the image.
+        steps -= int(ceiling and steps * strides[i] >= size[i] + pads[i])
+        shape.append(steps + 1)
+    attributes = {"kernel_shape": kernel, "pads": pads, "strides": strides, "ceil_mode": ceiling}
+    if largest:
+        return net.emit("MaxPool", [x], (channels, *shape), dilations=dilations, **attributes)
     counts = draw(st.integers(0, 1))
     return net.emit("AveragePool", [x], (channels, *shape), count_include_pad=counts, **attributes)
 
@@ -272,7 +301,7 @@ def nets(draw) -> Net:
     net.shapes["x"] = shape
     x = conv(net, "x", draw)
     blocks = [conv, residual, squeeze_excite, concat, pool, pad, transposed_conv, resize, slices]
-    blocks += [combination, attention, sequence, depth_and_space]
+    blocks += [combination, attention, sequence, depth_and_space, activation, half]
     for block in draw(st.lists(st.sampled_from(blocks), max_size=4)):
         x = block(net, x, draw)
     if draw(st.booleans()):
@@ -280,7 +309,7 @@ def nets(draw) -> Net:
     ranges = {}
     for name in net.shapes:
         # Powers of two make ties; narrow ranges saturate; one-sided ones put the zero point at an end.
-        width = draw(st.sampled_from([0.25, 1.0, 2.55, 8.0, 3.7]))
+        width = draw(st.sampled_from([0.25, 1.0, 2.55, 8.0, 3.7, 2.0**-9, 300.0]))
         low = draw(st.sampled_from([0.0, -width / 2, -width * 0.3, -width]))
         ranges[name] = (low, low + width)
     graph = helper.make_graph(
