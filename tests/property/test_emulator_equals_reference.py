@@ -1,5 +1,7 @@
 """The emulator and the specification never differ in a bit."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from random_nets import Net, nets
 
 from npu_server.backends.base import BackendOptions
-from npu_server.backends.emulator import EmulatorBackend
+from npu_server.backends.emulator import EmulatorBackend, kernels
 from npu_server.backends.emulator.bounds import largest_sum
 from npu_server.backends.reference import ReferenceBackend
 from npu_server.numerics.profile import list_profiles
@@ -16,14 +18,15 @@ from npu_server.numerics.profile import list_profiles
 
 @pytest.mark.parametrize("profile", list_profiles())
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(net=nets(), seed=st.integers(0, 2**32 - 1), size=st.integers(1, 3))
-def test_every_tensor_is_equal(profile: str, net: Net, seed: int, size: int) -> None:
-    """On random networks every layer's output is equal, element by element."""
+@given(net=nets(), seed=st.integers(0, 2**32 - 1), size=st.integers(1, 3), tabled=st.sampled_from([1, 256]))
+def test_every_tensor_is_equal(profile: str, net: Net, seed: int, size: int, tabled: int) -> None:
+    """On random networks every layer's output is equal, element by element; pairs by table and without."""
     batch = np.random.default_rng(seed).integers(-128, 128, (size, *net.shape)).astype(np.int8)
     options = BackendOptions(profile=profile)
-    programs = [
-        backend(options).compile(net.model, net.ranges) for backend in (ReferenceBackend, EmulatorBackend)
-    ]
+    with mock.patch.object(kernels, "_TABLE_ELEMENTS", tabled):
+        programs = [
+            backend(options).compile(net.model, net.ranges) for backend in (ReferenceBackend, EmulatorBackend)
+        ]
     taps = range(len(programs[0].layer_map.layers))
     for expected, actual in zip(*(program.forward(batch, taps) for program in programs), strict=True):
         spec = programs[0].layer_map.layers[expected.layer]

@@ -7,7 +7,8 @@ from onnx import helper
 from single_layers import BACKENDS, Scale, random_codes, single_layer
 
 from npu_server.backends.base import Backend, BackendOptions
-from npu_server.backends.emulator import EmulatorBackend
+from npu_server.backends.emulator import EmulatorBackend, kernels
+from npu_server.backends.emulator.packing import pack_pairs
 from npu_server.backends.emulator.sums import CPU_METHODS, Task, exact_sums
 from npu_server.backends.reference import ReferenceBackend
 from npu_server.compile.graph import Window
@@ -123,6 +124,30 @@ def test_options_are_checked(backend: type[Backend], options: BackendOptions, er
     """What a backend cannot honour it refuses at construction."""
     with pytest.raises(error):
         backend(options)
+
+
+def test_a_chain_of_sums_holds_a_bounded_number_of_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small model of many sums would otherwise unfold into gigabytes; updates leave the choice as it is."""
+    monkeypatch.setattr(kernels, "_MOST_TABLES", 2)
+    tabled: list[str] = []
+
+    def counted(layer, *rest):
+        tabled.append(layer.spec.name)
+        return pack_pairs(layer, *rest)
+
+    monkeypatch.setattr(kernels, "pack_pairs", counted)
+    names = ["x", "a", "b", "y"]
+    nodes = [helper.make_node("Add", [names[i], "w"], [names[i + 1]], f"add_{i}") for i in range(3)]
+    weights = {"w": np.linspace(-1, 1, 512).astype(np.float32).reshape(1, 8, 8, 8)}
+    net = single_layer("tflm", nodes, (8, 8, 8), {name: Scale(0.02, 0) for name in names}, weights)
+    batch = random_codes(np.random.default_rng(2), 2, 8, 8, 8)
+    programs = [backend(BackendOptions("tflm")).compile(net.model, net.ranges) for backend in BACKENDS]
+    for update in ({}, {"w": -weights["w"]}):
+        for program in programs:
+            program.load_weights(update)
+        for expected, actual in zip(*(program.forward(batch, range(3)) for program in programs), strict=True):
+            np.testing.assert_array_equal(actual.data, expected.data)
+    assert tabled == ["a", "b", "a", "b"]
 
 
 def test_both_backends_carry_the_same_hash() -> None:

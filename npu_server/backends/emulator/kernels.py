@@ -41,13 +41,19 @@ from npu_server.compile.graph import (
 )
 from npu_server.compile.host import compute_on_host
 from npu_server.compile.lowering import Layer
-from npu_server.compile.pairs import in_order
+from npu_server.compile.pairs import combine, in_order
 from npu_server.compile.sliding import average_windows, window_counts
 from npu_server.compile.weights import Prepared
 from npu_server.numerics.elementwise import average, total
 from npu_server.numerics.profile import Profile
 from npu_server.numerics.scales import Int64Array
 from npu_wire.layer_map import INT8_MIN, Int8Array, MemoryLayout
+
+_TABLE_ELEMENTS = 256
+"""A pair of tensors with fewer elements a sample is computed as fast without a table of 65,536 entries."""
+
+_MOST_TABLES = 2048
+"""Tables of pairs in one program, 64 KiB each."""
 
 
 class EmulatorKernels:
@@ -72,16 +78,26 @@ class EmulatorKernels:
         self._methods = methods
         self._profile = profile
         self._device = device
+        self._tabled: set[str] = set()
 
     def pack(self, layer: Layer, prepared: Prepared) -> Packed:
         """Brings weights and tables to the device."""
         if isinstance(layer.kernel, Conv | Gemm):
             return pack_weights(layer, prepared, self._profile, self._device, self._methods)
         if isinstance(layer.kernel, Add | Sub | Mul):
+            if not self._is_worth_a_table(layer):
+                return Packed(prepared=prepared)
             return pack_pairs(layer, layer.kernel, prepared, self._profile, self._device)
         if isinstance(layer.kernel, MatMul):
             return pack_matmul(layer, prepared, self._profile, self._device)
         return pack_tables(prepared, self._device)
+
+    def _is_worth_a_table(self, layer: Layer) -> bool:
+        """Not for a few numbers; nor for every layer of a model that is small and has thousands of them."""
+        name = layer.spec.name
+        if math.prod(layer.shape) >= _TABLE_ELEMENTS and len(self._tabled) < _MOST_TABLES:
+            self._tabled.add(name)
+        return name in self._tabled
 
     def load(self, batch: Int8Array) -> torch.Tensor:
         """The input on the device, images with channels last."""
@@ -109,6 +125,8 @@ class EmulatorKernels:
                 rule = self._profile.accumulator
                 return stored(multiply_activations(layer, packed, logical(x), logical(inputs[1]), rule))
             case Add() | Sub() | Mul():
+                if not packed.tables:
+                    return self._pair(layer, kernel, packed, inputs)
                 constant = stored(packed.constants[0]) if packed.constants else None
                 return look_up_pairs(packed.tables[0], *in_order(kernel, inputs, constant))
             case Lut() | Clamp():
@@ -151,6 +169,16 @@ class EmulatorKernels:
         # These tensors are small: the specification itself finishes them.
         codes = total(shaped.cpu().numpy(), layer.sources[0], layer.scale, layer.output, self._profile)
         return stored(torch.from_numpy(codes).to(self._device))
+
+    def _pair(
+        self, layer: Layer, kernel: Add | Sub | Mul, packed: Packed, inputs: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """Two small tensors: the specification itself computes them."""
+        assert packed.prepared is not None
+        constant = None if packed.prepared.operand is None else packed.prepared.operand.codes
+        a, b = in_order(kernel, [logical(x).cpu().numpy() for x in inputs], constant)
+        codes = combine(layer, kernel, packed.prepared, a, b, self._profile)
+        return stored(torch.from_numpy(np.ascontiguousarray(codes)).to(self._device))
 
     def _on_host(
         self, layer: Layer, kernel: HostFloat, packed: Packed, inputs: list[torch.Tensor]

@@ -152,7 +152,9 @@ def _requantizer(
     mantissa, shift, positive, negative = fixed_point(multiplier)
 
     def vector(array: npt.NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+        return torch.from_numpy(np.array(array, order="C")).to(
+            device
+        )  # torch wants memory that may be written
 
     return Requantizer(
         fixed_point=multiplier.rule.multiplier not in ("float32", "float64"),
