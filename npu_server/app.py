@@ -83,7 +83,7 @@ class RunningServer:
             self.telemetry, self._stalls, config.stall_s, token, self._watchdog.suspect
         )
         self._server = self._build()
-        self.telemetry.watch(self.sessions.count, self._worker.depth)
+        self.telemetry.watch(self.sessions.count, self._worker.depth, self.sessions.held_bytes)
         try:
             self.address = self._bind()
             self._open_device()

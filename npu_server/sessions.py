@@ -301,6 +301,10 @@ class SessionTable:
         with self._lock:
             return len(self._sessions)
 
+    def held_bytes(self) -> int:
+        """What the server holds for all sessions, and for models that are being compiled."""
+        return self._memory.used
+
     def status(self) -> tuple[SessionStatus, ...]:
         """Snapshots of all sessions."""
         now = self._clock()

@@ -145,6 +145,9 @@ class Telemetry:
         self._error_count = Counter("npu_errors", "Errors by class", ("error",), registry=self.registry)
         self._sessions = Gauge("npu_sessions", "Open sessions", registry=self.registry)
         self._depth = Gauge("npu_queue_depth", "Jobs that wait for the device", registry=self.registry)
+        self._held = Gauge(
+            "npu_held_bytes", "Requests and unread answers that the server holds", registry=self.registry
+        )
         self._failed_kernels = Gauge(
             "npu_failed_kernel",
             "1: this kernel failed the start-up test, a slower exact one stands in for it",
@@ -152,10 +155,13 @@ class Telemetry:
             registry=self.registry,
         )
 
-    def watch(self, sessions: Callable[[], int], queue_depth: Callable[[], int]) -> None:
-        """Tells where the current numbers of sessions and waiting jobs can be asked."""
+    def watch(
+        self, sessions: Callable[[], int], queue_depth: Callable[[], int], held_bytes: Callable[[], int]
+    ) -> None:
+        """Tells where the current numbers of sessions, waiting jobs and held bytes can be asked."""
         self._sessions.set_function(lambda: float(sessions()))
         self._depth.set_function(lambda: float(queue_depth()))
+        self._held.set_function(lambda: float(held_bytes()))
 
     def failed_kernel(self, name: str) -> None:
         """Notes a kernel that failed the start-up test."""

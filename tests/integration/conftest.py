@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_backend import FakeBackend, Spawn, Start
+from raw_client import Raw
 
 from npu_server.app import RunningServer, serve
 from npu_server.backends.base import BackendOptions
@@ -78,6 +79,14 @@ def spawn(plugin: None, tmp_path: Path) -> Iterator[Spawn]:
         child.wait()
         assert child.stdout is not None
         child.stdout.close()
+
+
+@pytest.fixture(autouse=True)
+def hang_up() -> Iterator[None]:
+    """Ends the calls of clients that break rules; their senders would keep the process."""
+    yield
+    while Raw.opened:
+        Raw.opened.pop().close()
 
 
 @pytest.fixture

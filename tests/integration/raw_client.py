@@ -1,8 +1,11 @@
 """A client that speaks the protocol by hand, to break its rules."""
 
+import subprocess
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
+from typing import ClassVar
 
 import grpc
 import numpy as np
@@ -17,10 +20,18 @@ from npu_wire.v1 import npu_pb2, npu_pb2_grpc, tensor_pb2
 class Raw:
     """Speaks the protocol by hand, to break its rules."""
 
+    opened: ClassVar[list["Raw"]] = []
+
     def __init__(self, address: str) -> None:
+        self.opened.append(self)
         self.ended = threading.Event()
         self.channel = grpc.insecure_channel(address)
         self.stub = npu_pb2_grpc.NpuServiceStub(self.channel)
+
+    def close(self) -> None:
+        """Ends every call."""
+        self.ended.set()
+        self.channel.close()
 
     def compile(
         self, model: bytes = b"model", ranges: Mapping[str, tuple[float, float]] = MappingProxyType({})
@@ -42,6 +53,12 @@ class Raw:
         with pytest.raises(grpc.RpcError) as caught:
             list(call)
         return status_parts(caught.value)
+
+
+def memory_of(process: "subprocess.Popen[str]") -> int:
+    """Resident bytes."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) * 1024
 
 
 def attach(session_id: str) -> npu_pb2.ForwardRequest:

@@ -1,16 +1,14 @@
 """Clients that say nothing, read nothing or send garbage: the others are served, and nothing of it stays."""
 
 import itertools
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
-from fake_backend import FakeBackend, Spawn, Start
+from fake_backend import FakeBackend, Spawn, Start, wait_until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from raw_client import Raw, attach, commit, input_chunk, weight_chunk
+from raw_client import Raw, attach, commit, input_chunk, memory_of, weight_chunk
 
 from npu_wire.channel import status_parts
 from npu_wire.v1 import npu_pb2
@@ -34,25 +32,6 @@ LIMIT_S = 20.0
 def call(channel: grpc.Channel, method: str, messages: Iterator[bytes]) -> grpc.Call:
     """A call of raw bytes."""
     return channel.stream_stream(method)(messages, timeout=LIMIT_S)
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Waits for a condition."""
-    end = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
-
-
-def memory(process: "subprocess.Popen[str]") -> int:
-    """Resident bytes."""
-    line = next(x for x in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "VmRSS" in x)
-    return int(line.split()[1]) * 1024
-
-
-def threads(process: "subprocess.Popen[str]") -> int:
-    """Threads of the process."""
-    return len(list(Path(f"/proc/{process.pid}/task").iterdir()))
 
 
 def train(raw: Raw) -> None:
@@ -93,9 +72,9 @@ def test_bytes_that_are_no_message_leave_nothing_behind(spawn: Spawn, address: s
                     list(call(channel, METHODS[i % 3], iter([GARBAGE])))
 
         send(100)
-        before = memory(child)
+        before = memory_of(child)
         send(1000)
-        assert memory(child) - before < 4 * 2**20
+        assert memory_of(child) - before < 4 * 2**20
 
 
 @pytest.mark.parametrize("method", [METHODS[0], METHODS[1], METHODS[2], METHODS[7]])
@@ -217,9 +196,9 @@ def test_a_cancelled_call_is_not_counted_as_a_good_one(start: Start, backend: Fa
     call_ = raw.stub.Forward(itertools.chain([attach(raw.compile())], raw.silence()))
     next(call_)
     call_.cancel()
-    until(lambda: counted("CANCELLED") + counted("OK") == 1, "the call is counted")
+    wait_until(lambda: counted("CANCELLED") + counted("OK") == 1)
     assert (counted("CANCELLED"), counted("OK")) == (1, 0)
     list(raw.stub.Forward(iter([attach(raw.compile())])))
-    until(lambda: counted("OK") == 1, "the call is counted")
+    wait_until(lambda: counted("OK") == 1)
     assert counted("CANCELLED") == 1
     raw.ended.set()
