@@ -1,7 +1,8 @@
 """Scales at which a slightly wrong rule shows in a few codes of 256, which random draws rarely meet."""
 
+import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from npu_server.numerics.elementwise import CODES
 from npu_server.numerics.profile import load_profile
@@ -69,3 +70,24 @@ def test_pool_over_the_whole_image() -> None:
             judged = compile_layers(model.SerializeToString(), ranges, rules)[-1]
             cell = compare(judged, [CODES.reshape(1, *shape)], engine, rules)
             assert (cell.elements, cell.mismatches) == (shape[0], 0), (shape, zero_point)
+
+
+@pytest.mark.parametrize("position", ["half_pixel", "asymmetric"])
+@pytest.mark.parametrize(
+    ("profile", "judge"),
+    [("tflm", "TFLM"), ("litert-reference", "LiteRT reference"), ("litert-ruy", "LiteRT ruy")],
+)
+def test_bilinear_resize_to_any_size(profile: str, judge: str, position: str) -> None:
+    """From 7 x 9 pixels to sizes whose step is no whole 1/1024, smaller ones too."""
+    rules, engine = load_profile(profile), engines.find(judge)
+    for size in ((3, 5), (8, 6), (11, 13), (20, 31)):
+        sizes = numpy_helper.from_array(np.array([1, 4, *size], np.int64), "sizes")
+        fields = {"mode": "linear", "coordinate_transformation_mode": position}
+        node = helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], "resize", **fields)
+        names = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 4, 7, 9]) for n in "xy"]
+        graph = helper.make_graph([node], "layer", names[:1], names[1:], [sizes])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        judged = compile_layers(model.SerializeToString(), {"x": Scale(0.1, 5).range}, rules)[-1]
+        codes = np.random.default_rng(0).integers(-128, 128, (1, 4, 7, 9)).astype(np.int8)
+        cell = compare(judged, [codes], engine, rules)
+        assert (cell.elements, cell.mismatches) == (4 * size[0] * size[1], 0), size

@@ -241,3 +241,13 @@ def test_nearest_neighbour_on_a_tie(backend: type[Backend], mode: str, expected:
     """Four pixels to two with pixels' centres on each other: positions 0.5 and 2.5."""
     resize = helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], "resize", nearest_mode=mode)
     assert run(backend, [resize], image([1, 2, 3, 4]), {"sizes": [1, 1, 1, 2]}) == image(expected)
+
+
+@each_backend
+def test_transposed_convolution_cuts_off_what_pads_take(backend: type[Backend]) -> None:
+    """A kernel of one pixel leaves three rows as they are; a pad of 1 above takes the first away."""
+    up = [node("ConvTranspose", "x w", pads=[1, 0, 0, 0])]
+    constants = {"w": [[[[127.0]]]]}
+    assert run(backend, up, image([1], [2], [3]), constants, {"y": 127.0}) == image([2], [3])
+    right = [node("ConvTranspose", "x w", pads=[0, 0, 0, 1])]
+    assert run(backend, right, image([1, 2, 3]), constants, {"y": 127.0}) == image([1, 2])

@@ -33,6 +33,15 @@ def fully_connected(
     return net.run(backend, np.array(batch, np.int8))["y"].tolist()
 
 
+def changed(folder: Path, old: str, new: str) -> str:
+    """Path of a copy of `tflm` with another rule."""
+    shipped = resources.files("npu_server").joinpath("profiles", "tflm.toml").read_text("utf-8")
+    assert shipped.count(old) == 1
+    path = folder / "changed.toml"
+    path.write_text(shipped.replace(old, new).replace('name = "tflm"', 'name = "changed"'), "utf-8")
+    return str(path)
+
+
 @each_backend
 def test_mantissa_is_rounded(backend: type[Backend]) -> None:
     """7/16 over 10/16 is 0.7: 0.7 * 2^31 = 1,503,238,553.6 is held as ...554, a little more than 0.7.
@@ -237,14 +246,76 @@ def test_multiplier_in_float64(backend: type[Backend], tmp_path: Path) -> None:
     In Q31 1/10 is a little less, and they went to 0, 1 and -2. So does the mean of three numbers at 3/20: a
     sum of 10 is 10 / 3 * 3/20 = 0.5.
     """
-    shipped = resources.files("npu_server").joinpath("profiles", "tflm.toml").read_text("utf-8")
-    rule = '[requantize]\nmultiplier = "{}"\nrounding = "half_away"\nsteps = {}'
-    text = shipped.replace(rule.format("q31", 2), rule.format("float64", 1))
-    path = tmp_path / "float64.toml"
-    path.write_text(text.replace('name = "tflm"', 'name = "float64"'), "utf-8")
-    codes = fully_connected(backend, str(path), [[127, 1]], (1.0, 10.0), [[0, 5], [0, 15], [0, -25]])
+    rule = 'multiplier = "{}"\nrounding = "half_away"\nsteps = {}'
+    path = changed(tmp_path, rule.format("q31", 2), rule.format("float64", 1))
+    codes = fully_connected(backend, path, [[127, 1]], (1.0, 10.0), [[0, 5], [0, 15], [0, -25]])
     assert codes == [[1], [2], [-3]]
     node = helper.make_node("GlobalAveragePool", ["x"], ["y"], "mean")
-    net = single_layer(str(path), [node], (1, 1, 3), {"x": Scale(3.0, 0), "y": Scale(20.0, 0)})
+    net = single_layer(path, [node], (1, 1, 3), {"x": Scale(3.0, 0), "y": Scale(20.0, 0)})
     batch = np.array([[10, 0, 0], [-10, 0, 0], [9, 0, 0]], np.int8).reshape(3, 1, 1, 3)
     assert net.run(backend, batch)["y"].reshape(-1).tolist() == [1, -1, 0]
+
+
+@pytest.mark.parametrize(
+    ("rounding", "expected"), [("half_away", [1, 2, -1, -2]), ("half_up", [1, 2, 0, -1])]
+)
+@each_backend
+def test_one_rounding_of_a_tie(
+    backend: type[Backend], rounding: str, expected: list[int], tmp_path: Path
+) -> None:
+    """Halves of 1, 3, -1 and -3 by a Q31 multiplier that rounds once."""
+    path = changed(tmp_path, 'rounding = "half_away"\nsteps = 2', f'rounding = "{rounding}"\nsteps = 1')
+    batch = [[0, 1], [0, 3], [0, -1], [0, -3]]
+    assert fully_connected(backend, path, [[127, 1]], (1.0, 2.0), batch) == [[code] for code in expected]
+
+
+@each_backend
+def test_product_beyond_float32(backend: type[Backend]) -> None:
+    """1,048 * 127 * 127 + 127 * 40 + 15 is 16,908,287, one less than 64.5 * 2^18: code 64 at 2^18.
+
+    float32 has even numbers only there, and 16,908,288 is the nearest with an even half: code 65.
+    """
+    constants = {"zero": [0], "one": [1], "two": [2]}
+    nodes = [
+        helper.make_node("Slice", ["x", "zero", "one", "one"], ["a"], "first_row"),
+        helper.make_node("Slice", ["x", "one", "two", "one"], ["r"], "second_row"),
+        helper.make_node("Transpose", ["r"], ["b"], "turn", perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["a", "b"], ["y"], "product"),
+    ]
+    initializers = {name: np.array(value, np.int64) for name, value in constants.items()}
+    scales = {"x": Scale(1.0, 0), "y": Scale(2.0**18, 0)}
+    net = single_layer("tosa-single", nodes, (2, 1050), scales, initializers)
+    rows = np.array([[127] * 1049 + [15], [127] * 1048 + [40, 1]], np.int8)
+    assert net.run(backend, rows[None])["y"].tolist() == [[[64]]]
+
+
+@each_backend
+def test_sum_in_parts_beyond_float32(backend: type[Backend]) -> None:
+    """1,799 * 127 * 255 + 255 less 58,260,872 is -2; with 254 for the input whose weight is 1 it is -3.
+
+    float32 counts in fours there.
+    """
+    weight = np.full((1, 200, 3, 3), 127.0, np.float32)
+    weight[0, 0, 0, 0] = 1.0
+    net = single_layer(
+        "tflm",
+        [helper.make_node("Conv", ["x", "w", "b"], ["y"], "conv")],
+        (200, 3, 3),
+        {"x": Scale(1.0, -128), "y": Scale(1.0, 0)},
+        {"w": weight, "b": np.array([-58260872.0], np.float32)},
+    )
+    batch = np.full((2, 200, 3, 3), 127, np.int8)
+    batch[1, 0, 0, 0] = 126
+    assert net.run(backend, batch)["y"].reshape(-1).tolist() == [-2, -3]
+
+
+@each_backend
+def test_average_pool_by_reciprocal_keeps_its_scale(backend: type[Backend]) -> None:
+    """At scale 1 and zero point 3, 7 and 9 are 4 and 6, on average 5, code 8, whatever was calibrated."""
+    node = helper.make_node("AveragePool", ["x"], ["y"], "pool", kernel_shape=[1, 2])
+    net = single_layer("tosa-single", [node], (1, 1, 2), {"x": Scale(1.0, 3), "y": Scale(2.0, 0)})
+    program = backend(BackendOptions(profile="tosa-single")).compile(net.model, net.ranges)
+    output = program.layer_map.output
+    assert (output.scale, output.zero_point) == (1.0, 3)
+    batch = np.array([7, 9], np.int8).reshape(1, 1, 1, 2)
+    assert list(program.forward(batch, ()))[-1].data.reshape(-1).tolist() == [8]
