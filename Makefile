@@ -8,7 +8,7 @@ PROTO_OUT ?= .
 # judges and networks whose packages ask for other versions than they need: torchvision, an old numpy
 WITHOUT_DEPENDENCIES := geffnet==1.0.2 tosa-tools==2026.8.0
 
-.PHONY: install demo test test-slow conformance fuzz-wire lint proto clean
+.PHONY: install demo test test-slow conformance mutations fuzz-wire lint proto clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,11 @@ test-slow: install
 conformance: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.judges --write
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.independent --write
+
+# Small errors put into the arithmetic on purpose, each to be noticed by somebody else's numbers: rewrites
+# docs/mutations.md.
+mutations: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations
 
 # Hostile clients against a real server, beside a well-behaved one: an hour. MINUTES=1 SEED=7 for another run.
 fuzz-wire: install

@@ -1,0 +1,1 @@
+"""Small errors put into the arithmetic on purpose: somebody else's numbers must notice each of them."""
