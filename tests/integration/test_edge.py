@@ -1,6 +1,7 @@
 """Bad input, quotas and leases: every refusal is the right class on the client, and the server goes on."""
 
 import itertools
+import logging
 import time
 from collections.abc import Iterator
 
@@ -259,6 +260,31 @@ def test_unknown_sessions(raw: Raw) -> None:
         raw.stub.KeepAlive(npu_pb2.KeepAliveRequest(session_id="nonesuch"))
     assert status_parts(caught.value)[1] == SessionLost.__name__
     assert raw.error(raw.stub.Forward(iter([attach("nonesuch")])))[1] == SessionLost.__name__
+
+
+def test_a_long_name_costs_neither_status_nor_class(raw: Raw) -> None:
+    """1000 characters of four bytes, which gRPC writes as twelve each: more than its 8 KB of metadata."""
+    code, name, details = raw.error(
+        raw.stub.Forward(iter([attach(raw.compile()), announced("\U0001f642" * 1000, (1,))]))
+    )
+    assert (code, name) == ("INVALID_ARGUMENT", "InvalidInput")
+    assert details.startswith("weight '\U0001f642\U0001f642")
+
+
+def test_nobody_learns_a_sessions_whole_name(raw: Raw, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither from errors nor from the log: who knows it may use the session."""
+    caplog.set_level(logging.DEBUG)
+    session_id = raw.compile()
+    first = raw.stub.Forward(itertools.chain([attach(session_id)], raw.silence()))
+    next(first)
+    second = raw.stub.Forward(itertools.chain([attach(session_id)], raw.silence()))
+    next(second)
+    texts = [raw.error(first)[2]]
+    raw.stub.Release(npu_pb2.ReleaseRequest(session_id=session_id))
+    texts += [raw.error(second)[2], raw.error(raw.stub.Forward(iter([attach(session_id)])))[2], caplog.text]
+    for text in texts:
+        assert session_id[:8] in text
+        assert session_id not in text
 
 
 def test_a_cancelled_client_frees_the_device_at_the_next_layer(start: Start, backend: FakeBackend) -> None:

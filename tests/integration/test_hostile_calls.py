@@ -61,6 +61,17 @@ def test_bytes_that_are_no_message_are_the_clients_error(start: Start, method: s
         assert status_parts(caught.value)[:2] == ("INVALID_ARGUMENT", "InvalidInput")
 
 
+def test_who_has_no_token_is_not_even_listened_to(start: Start, tmp_path: Path) -> None:
+    """Neither garbage nor silence is looked at before the token."""
+    (tmp_path / "token").write_text("secret")
+    server = start(token_file=tmp_path / "token", stall_s=1000)
+    raw = Raw(server.address)
+    for messages in (iter([GARBAGE]), raw.silence()):
+        with pytest.raises(grpc.RpcError) as caught:
+            list(call(raw.channel, METHODS[2], messages))
+        assert status_parts(caught.value)[:2] == ("UNAUTHENTICATED", "Unauthenticated")
+
+
 def test_bytes_that_are_no_message_leave_nothing_behind(spawn: Spawn, address: str) -> None:
     """1000 of them; gRPC's own deserializer keeps 16 KB of each, 16 MB."""
     child = spawn()
