@@ -14,14 +14,15 @@ COMPOSED_IN_TOSA = {
     "dilated convolution": ("CONV2D", "RESCALE"),
     "depthwise convolution": ("DEPTHWISE_CONV2D", "RESCALE"),
     "fully connected": ("RESHAPE", "CONV2D", "RESCALE"),
-    "add": ("RESCALE", "RESCALE", "ADD", "RESCALE"),
-    "sub": ("RESCALE", "RESCALE", "SUB", "RESCALE"),
-    "mul": ("RESCALE", "RESCALE", "MUL", "RESCALE"),
-    "concat": ("RESCALE", "RESCALE", "CONCAT"),
-    "mean": ("RESCALE", "REDUCE_SUM", "REDUCE_SUM", "RESCALE"),
+    "add": ("RESCALE", "ADD", "RESCALE"),
+    "sub": ("RESCALE", "SUB", "RESCALE"),
+    "mul": ("RESCALE", "MUL", "RESCALE"),
+    "concat": ("RESCALE", "CONCAT"),
+    "mean": ("RESCALE", "REDUCE_SUM", "RESCALE"),
     "relu": ("RESCALE", "CLAMP"),
 }
-"""Row -> the operators that this harness puts in its place, because TOSA has none with scales of its own."""
+"""Row -> the operators that this harness puts in its place, because TOSA has none with scales of its own;
+several of a kind in a row (one for each operand, for each axis) are named once."""
 
 _INTRODUCTION = """\
 # Conformance matrix
@@ -89,6 +90,8 @@ def markdown(rows: list[Row]) -> str:
         lines.append(f"| {subject} | " + " | ".join(cells) + " |")
     lines += ["", _TAKEN]
     lines += [f"- {subject}: {', '.join(ops)}" for subject, ops in COMPOSED_IN_TOSA.items()]
+    lines += ["", "## What profiles do not claim", ""]
+    lines += [f"- `{name}`: {'; '.join(load_profile(name).unjudged) or 'nothing'}" for name, _ in pairs]
     lines += ["", "## Why configurations were refused", ""]
     lines += [f"- {judge}: {reason} ({count:,})" for (judge, reason), count in _refusals(rows)]
     lines += ["", "## Where it ran", ""]
