@@ -156,6 +156,7 @@ class DescribeSettings(_Settings):
 
     endpoint: str = Field("127.0.0.1:50051", description="HOST:PORT or unix:PATH")
     json_output: bool = Field(False, alias="json", description="print JSON instead of a table")
+    tls: bool = Field(False, description="encrypt, trusting the system's authorities")
     tls_ca: Path | None = Field(
         None, description="PEM file of the authority that signed the server's certificate"
     )
@@ -180,6 +181,7 @@ class ConformanceSettings(_Settings):
     tolerance_lsb: int = Field(
         16, ge=1, le=127, description="closeness to float demanded of arithmetic that is no profile of ours"
     )
+    tls: bool = Field(False, description="encrypt, trusting the system's authorities")
     tls_ca: Path | None = Field(
         None, description="PEM file of the authority that signed the server's certificate"
     )

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from npu_server.config import DescribeSettings
 from npu_wire.channel import (
-    channel_credentials,
-    client_options,
+    Security,
+    open_channel,
     parse_endpoint,
     read_token,
     status_parts,
@@ -26,13 +26,9 @@ def describe(settings: DescribeSettings, console: Console) -> None:
     Raises:
         NpuError: nobody answers, or the call is refused.
     """
-    target = parse_endpoint(settings.endpoint).target
     token = read_token(settings.token_file) if settings.token_file else None
-    if settings.tls_ca is not None or settings.tls_cert is not None:
-        credentials = channel_credentials(settings.tls_ca, settings.tls_cert, settings.tls_key)
-        channel = grpc.secure_channel(target, credentials, options=client_options())
-    else:
-        channel = grpc.insecure_channel(target, options=client_options())
+    security = Security(settings.tls, settings.tls_ca, settings.tls_cert, settings.tls_key, token)
+    channel = open_channel(parse_endpoint(settings.endpoint), security)
     with channel:
         try:
             stub = npu_pb2_grpc.NpuServiceStub(channel)  # type: ignore[no-untyped-call]

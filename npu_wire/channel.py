@@ -3,6 +3,7 @@
 import hmac
 import ipaddress
 import os
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,15 +117,59 @@ def parse_endpoint(text: str) -> Endpoint:
     return Endpoint(host=host, port=int(port))
 
 
+@dataclass(frozen=True)
+class Security:
+    """How a client proves who is who.
+
+    Attributes:
+        tls: encrypt; implied by any of the files.
+        ca: PEM file of the authority that signed the server's certificate; None: the system's authorities.
+        cert: PEM file of the client's own certificate.
+        key: PEM file of its private key.
+        token: bearer token.
+    """
+
+    tls: bool = False
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    token: str | None = None
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the connection uses TLS."""
+        return self.tls or self.ca is not None or self.cert is not None or self.key is not None
+
+
+def open_channel(endpoint: Endpoint, security: Security) -> grpc.Channel:
+    """A channel to a server.
+
+    Raises:
+        InvalidInput: a file cannot be used, or the token cannot travel or would do so in the clear.
+    """
+    if security.token is not None:
+        _check_token(security.token, "the token")
+    if security.encrypted:
+        credentials = channel_credentials(security.ca, security.cert, security.key)
+        return grpc.secure_channel(endpoint.target, credentials, options=client_options())
+    if security.token is not None and not endpoint.is_loopback:
+        raise InvalidInput(
+            f"a token for {endpoint.target} would travel unencrypted; use TLS: tls_ca=FILE or tls=True "
+            "(--tls-ca FILE or --tls)"
+        )
+    return grpc.insecure_channel(endpoint.target, options=client_options())
+
+
 def server_credentials(cert: Path, key: Path, client_ca: Path | None) -> grpc.ServerCredentials:
     """TLS for a server; with `client_ca` every client must show a certificate of that authority.
 
     Raises:
-        InvalidInput: a file that cannot be read.
+        InvalidInput: a file that cannot be read or is not what it should be.
     """
+    chain, private = _read_pair(cert, key, "TLS")
     return grpc.ssl_server_credentials(
-        [(read_file(key, "TLS key"), read_file(cert, "TLS certificate"))],
-        root_certificates=read_file(client_ca, "client CA") if client_ca else None,
+        [(private, chain)],
+        root_certificates=_read_ca(client_ca, "client CA") if client_ca else None,
         require_client_auth=client_ca is not None,
     )
 
@@ -133,16 +178,17 @@ def channel_credentials(ca: Path | None, cert: Path | None, key: Path | None) ->
     """TLS for a client; without `ca` the system's authorities are trusted.
 
     Raises:
-        InvalidInput: a file that cannot be read, or a certificate without its key.
+        InvalidInput: a file that cannot be read or is not what it should be, or one without its counterpart.
     """
     if (cert is None) != (key is None):
         raise InvalidInput(
             "a client certificate needs its key and a key its certificate; give both or neither"
         )
+    chain, private = _read_pair(cert, key, "client") if cert and key else (None, None)
     return grpc.ssl_channel_credentials(
-        root_certificates=read_file(ca, "CA") if ca else None,
-        private_key=read_file(key, "client key") if key else None,
-        certificate_chain=read_file(cert, "client certificate") if cert else None,
+        root_certificates=_read_ca(ca, "CA") if ca else None,
+        private_key=private,
+        certificate_chain=chain,
     )
 
 
@@ -153,8 +199,7 @@ def read_token(path: Path) -> str:
         InvalidInput: a file that cannot be read, is empty or holds more than one printable ASCII word.
     """
     token = read_file(path, "token").decode("utf-8", "replace").strip()
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise InvalidInput(f"token file '{path}' must hold one word of printable ASCII characters")
+    _check_token(token, f"token file '{path}'")
     return token
 
 
@@ -184,3 +229,45 @@ def read_file(path: Path, what: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InvalidInput(f"cannot read the {what} file '{path}': {error.strerror}") from None
+
+
+def _check_token(token: str, what: str) -> None:
+    if not token:
+        wrong = "it is empty"
+    elif "\n" in token or "\r" in token:
+        wrong = "it has a line break"
+    elif not token.isascii() or not token.isprintable() or " " in token:
+        wrong = "it has white space or other characters"
+    else:
+        return
+    raise InvalidInput(f"{what} must be one word of printable ASCII characters; {wrong}")
+
+
+def _read_ca(path: Path, what: str) -> bytes:
+    """A file of certificates; gRPC itself would only ever say that the handshake failed."""
+    content = read_file(path, what)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError as error:
+        raise InvalidInput(
+            f"the {what} file '{path}' holds no certificate in PEM form ({error.reason})"
+        ) from None
+    return content
+
+
+def _read_pair(cert: Path, key: Path, what: str) -> tuple[bytes, bytes]:
+    """A certificate chain and its private key, which fit each other."""
+    private, chain = read_file(key, f"{what} key"), read_file(cert, f"{what} certificate")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(cert, key, password=lambda: b"")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise InvalidInput(
+                f"the {what} key '{key}' does not belong to the certificate '{cert}'; give the pair that was "
+                "issued together"
+            ) from None
+        raise InvalidInput(
+            f"the {what} certificate '{cert}' and key '{key}' cannot be used ({error.reason}); both must be "
+            "PEM files, the key without a password"
+        ) from None
+    return chain, private

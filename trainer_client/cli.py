@@ -5,15 +5,15 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from rich.console import Console
 
-from npu_wire.errors import InvalidInput, NpuError
+from npu_wire.errors import NpuError
 from trainer_client.config import CompareSettings, DemoSettings, TrainSettings, load_settings
 
 if TYPE_CHECKING:
@@ -41,15 +41,20 @@ _INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status: 0 done, 1 failed, 2 called wrongly, 130 interrupted."""
     command, *rest = list(sys.argv[1:] if arguments is None else arguments) or [""]
-    commands = {"demo": _demo, "compare": _compare, "train": _train, "report": _report}
     if command in ("-h", "--help"):
         print(_USAGE)
         return 0
-    if command not in commands:
+    if command not in (*_COMMANDS, "report"):
         print(_USAGE + (f"\nerror: unknown command '{command}'" if command else ""), file=sys.stderr)
         return 2
+    debug = False
     try:
-        return commands[command](rest)
+        if command == "report":
+            return _report(rest)
+        kind, run = _COMMANDS[command]
+        settings = load_settings(kind, rest, f"npu-trainer {command}")
+        debug = settings.debug
+        return run(settings, shlex.join(["npu-trainer", command, *rest]))
     except ValidationError as error:
         for problem in error.errors():
             where = "-".join(str(part) for part in problem["loc"]).replace("_", "-")
@@ -57,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {f'--{where}: ' if where else ''}{message}", file=sys.stderr)
         return 2
     except NpuError as error:
-        if "--debug" in rest or os.environ.get("NPU_DEBUG"):
+        if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -66,19 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
 
 
-def _demo(arguments: Sequence[str]) -> int:
-    settings = load_settings(DemoSettings, arguments, "npu-trainer demo")
+def _demo(settings: DemoSettings, command: str) -> int:
     # Built without environment and file: they have spoken, and the demo's NPUs are its own.
     compared = CompareSettings.model_construct(**settings.model_dump(), profile=_DEMO_PROFILES)
-    return _run_comparison(compared, shlex.join(["npu-trainer", "demo", *arguments]))
+    return _compare(compared, command)
 
 
-def _compare(arguments: Sequence[str]) -> int:
-    settings = load_settings(CompareSettings, arguments, "npu-trainer compare")
-    return _run_comparison(settings, shlex.join(["npu-trainer", "compare", *arguments]))
-
-
-def _run_comparison(settings: CompareSettings, command: str) -> int:
+def _compare(settings: CompareSettings, command: str) -> int:
     # Imported here, and below: `--help` and wrong flags do not wait for torch.
     from trainer_client.compare import Plan, compare
     from trainer_client.report import write_report
@@ -98,8 +97,7 @@ def _run_comparison(settings: CompareSettings, command: str) -> int:
     return 0
 
 
-def _train(arguments: Sequence[str]) -> int:
-    settings = load_settings(TrainSettings, arguments, "npu-trainer train")
+def _train(settings: TrainSettings, _command: str) -> int:
     from rich.progress import Progress
 
     from trainer_client.finetune import train
@@ -128,6 +126,13 @@ def _train(arguments: Sequence[str]) -> int:
     console.print(f"{f'on {profile}, after':<44} {outcome.after:6.2f} %")
     console.print(f"weights: {outcome.weights} (sha256 {outcome.sha256[:16]})", soft_wrap=True)
     return 0
+
+
+_COMMANDS: dict[str, tuple[type[Any], Callable[[Any, str], int]]] = {
+    "demo": (DemoSettings, _demo),
+    "compare": (CompareSettings, _compare),
+    "train": (TrainSettings, _train),
+}
 
 
 def _report(arguments: Sequence[str]) -> int:
@@ -173,36 +178,23 @@ def _connect(settings: CompareSettings | TrainSettings, profiles: str | None) ->
     """Connections to the NPU behind the endpoint, or to an embedded one for each profile.
 
     Raises:
-        InvalidInput: a profile was asked for that the server does not have.
+        InvalidInput: a setting of the embedded server beside an endpoint, or a token file that holds none.
     """
+    from npu_wire.channel import read_token
     from trainer_client.connection import connect
 
-    timeout_s, reconnect_timeout_s = settings.timeout_s, settings.reconnect_timeout_s
-    if settings.endpoint is None:
-        for profile in (profiles or _DEFAULT_PROFILE).split(","):
-            yield connect(
-                profile=profile.strip(),
-                backend=settings.backend,
-                device=settings.device,
-                timeout_s=timeout_s,
-                reconnect_timeout_s=reconnect_timeout_s,
-            )
-        return
-    token = settings.token_file.read_text().strip() if settings.token_file else None
-    npu = connect(
-        settings.endpoint,
-        tls=settings.tls,
-        tls_ca=settings.tls_ca,
-        tls_cert=settings.tls_cert,
-        tls_key=settings.tls_key,
-        token=token,
-        timeout_s=timeout_s,
-        reconnect_timeout_s=reconnect_timeout_s,
-    )
-    if profiles not in (None, npu.info.profile):
-        npu.close()
-        raise InvalidInput(
-            f"--profile {profiles}: the server at {settings.endpoint} has the profile {npu.info.profile}; "
-            "leave --profile out, or start a server with it"
+    token = read_token(settings.token_file) if settings.token_file else None
+    for profile in (profiles or _DEFAULT_PROFILE).split(",") if settings.endpoint is None else [profiles]:
+        yield connect(
+            settings.endpoint,
+            profile=profile and profile.strip(),
+            backend=settings.backend,
+            device=settings.device,
+            tls=settings.tls,
+            tls_ca=settings.tls_ca,
+            tls_cert=settings.tls_cert,
+            tls_key=settings.tls_key,
+            token=token,
+            timeout_s=settings.timeout_s,
+            reconnect_timeout_s=settings.reconnect_timeout_s,
         )
-    yield npu

@@ -71,8 +71,8 @@ class _ProblemSettings(_TrainingSettings):
         None, description="NPU server, HOST:PORT or unix:PATH; none: starts an embedded one"
     )
     profile: str | None = Field(None, description="numerics profile of the embedded server")
-    backend: str = Field("emulator", description="backend of the embedded server")
-    device: str = Field("cpu", description="where the embedded server computes: cpu, cuda")
+    backend: str | None = Field(None, description="backend of the embedded server (default emulator)")
+    device: str | None = Field(None, description="where the embedded server computes: cpu (default), cuda")
     tls: bool = Field(False, description="encrypt, trusting the system's authorities")
     tls_ca: Path | None = Field(None, description="PEM file of the server's authority; implies TLS")
     tls_cert: Path | None = Field(None, description="PEM file of the client's own certificate")

@@ -3,16 +3,17 @@
 import atexit
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from npu_wire.channel import parse_endpoint
-from npu_wire.errors import ServerUnavailable, Timeout
+from npu_wire.channel import Security, parse_endpoint
+from npu_wire.errors import InvalidInput, ServerUnavailable, Timeout
 from trainer_client.embedded import EmbeddedServer
 from trainer_client.session import DeviceInfo, Ranges
 from trainer_client.stream import Patience, RemoteSession
-from trainer_client.transport import Description, Security, Transport
+from trainer_client.transport import Description, Transport
 
 log = logging.getLogger(__name__)
 
@@ -97,24 +98,27 @@ class Connection:
     def _first_description(self) -> Description:
         timeout_s = self._patience.timeout_s
         try:
-            try:
-                return self._transport.describe(timeout_s, wait_for_ready=False)
-            except ServerUnavailable as error:
-                log.warning("%s; waiting up to %g s for the server", error, timeout_s)
-                return self._transport.describe(timeout_s, wait_for_ready=True)
+            return self._transport.describe(timeout_s, wait_for_ready=False)
         except (Timeout, ServerUnavailable) as error:
-            raise ServerUnavailable(
-                f"no NPU server answers at {self._transport.address} within {timeout_s:g} s ({error}); "
-                "start one with `npu-server serve --listen ADDRESS`, or check address and TLS settings"
-            ) from None
+            reason = error
+        try:
+            if isinstance(reason, ServerUnavailable):
+                log.warning("%s; waiting up to %g s for the server", reason, timeout_s)
+                return self._transport.describe(timeout_s, wait_for_ready=True)
+        except (Timeout, ServerUnavailable):
+            pass  # the first reason tells more than that the time is over
+        raise ServerUnavailable(
+            f"no NPU server answers at {self._transport.address} within {timeout_s:g} s ({reason}); "
+            "start one with `npu-server serve --listen ADDRESS`, or check address and TLS settings"
+        )
 
 
 def connect(
     endpoint: str | None = None,
     *,
-    profile: str = "tflm",
-    backend: str = "emulator",
-    device: str = "cpu",
+    profile: str | None = None,
+    backend: str | None = None,
+    device: str | None = None,
     tls: bool = False,
     tls_ca: str | Path | None = None,
     tls_cert: str | Path | None = None,
@@ -128,9 +132,9 @@ def connect(
 
     Args:
         endpoint: HOST:PORT or unix:PATH; None starts a server of one's own, which stops with the connection.
-        profile: numerics profile of the embedded server.
-        backend: backend of the embedded server.
-        device: device of the embedded server.
+        profile: numerics profile of the embedded server; None: "tflm".
+        backend: backend of the embedded server; None: "emulator".
+        device: device of the embedded server; None: "cpu".
         tls: encrypt, trusting the system's authorities.
         tls_ca: PEM file of the authority that signed the server's certificate; implies TLS.
         tls_cert: PEM file of the client's own certificate.
@@ -141,16 +145,31 @@ def connect(
         compile_timeout_s: how long compiling a model may take.
 
     Raises:
-        InvalidInput: an address or file that is wrong.
+        InvalidInput: an address, file or token that is wrong, or an argument that would be ignored.
         ServerUnavailable: nobody answers, or the embedded server does not start.
-        Unauthenticated: no or the wrong token.
+        Unauthenticated: no or the wrong token, or a server that is not to be trusted.
     """
     patience = Patience(timeout_s, reconnect_timeout_s, compile_timeout_s)
     if endpoint is not None:
+        _refuse(
+            {"profile": profile, "backend": backend, "device": device},
+            f"choose an embedded server, and the one at {endpoint} has its own",
+        )
         security = Security(tls, _path(tls_ca), _path(tls_cert), _path(tls_key), token)
         return _connected(Transport(parse_endpoint(endpoint), security), patience, None)
-    embedded = EmbeddedServer(backend, profile, device)
+    _refuse(
+        {"tls": tls, "tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key, "token": token},
+        "protect the way to an endpoint, and an embedded server has none",
+    )
+    embedded = EmbeddedServer(backend or "emulator", profile or "tflm", device or "cpu")
     return _connected(Transport(embedded.endpoint, Security()), patience, embedded)
+
+
+def _refuse(arguments: Mapping[str, object], why: str) -> None:
+    """Refuses arguments that were given although nobody would look at them."""
+    given = [name for name, value in arguments.items() if value not in (None, False)]
+    if given:
+        raise InvalidInput(f"{', '.join(given)}: such settings {why}; leave them out")
 
 
 def _connected(transport: Transport, patience: Patience, embedded: EmbeddedServer | None) -> Connection:

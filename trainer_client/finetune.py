@@ -78,7 +78,8 @@ def train(
         qat.calibrate(batches(data.calibration_set(calibration_images), 64))
         before = accuracy(qat, data.test_x, data.test_y)
         qat.train()
-        owner = f"model={model_name} npu={npu.info.profile_hash} fp32={fp32}"
+        images = min(calibration_images, len(data.train_y))
+        owner = f"model={model_name} npu={npu.info.profile_hash} fp32={fp32} calibration_images={images}"
         on_step = begin(f"NPU in the loop, {npu.info.profile}", finetune.steps)
         fit(qat, data, finetune, seed, out / "npu.pt", on_step=on_step, belongs_to=owner)
         after = accuracy(qat, data.test_x, data.test_y)

@@ -1,5 +1,6 @@
 """The module that trains a user's model against an NPU."""
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any, NoReturn
@@ -20,6 +21,8 @@ from trainer_client.session import Npu, PendingBatch, Session
 from trainer_client.taps import TappedGraph, tap
 from trainer_client.trace import Fp32Timing, Trace
 from trainer_client.weights import PushedWeights
+
+log = logging.getLogger(__name__)
 
 
 def prepare(
@@ -77,6 +80,7 @@ class QatModule(nn.Module):
         self._ranges: dict[str, Range] = {}
         self._compiled: _Compiled | None = None
         self._batches = 0
+        self._warned_of: tuple[str, ...] = ()
         self.reset_noise()
         if ranges is not None:
             self._ranges = dict(ranges)
@@ -227,6 +231,14 @@ class QatModule(nn.Module):
         except BaseException:
             session.close()
             raise
+        if tapped.missing and tapped.missing != self._warned_of:
+            self._warned_of = tapped.missing
+            log.warning(
+                "%d of the NPU's %d layers have no value in the FP32 graph and add no noise there: %s",
+                len(tapped.missing),
+                len(session.layer_map.layers),
+                ", ".join(tapped.missing),
+            )
         self._compiled = _Compiled(session, tapped, PushedWeights(self._captured))
 
 

@@ -3,45 +3,27 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
 
-from npu_wire.channel import Endpoint, channel_credentials, client_options, status_parts, token_metadata
-from npu_wire.errors import InvalidInput, NpuError, ServerUnavailable, Timeout, from_status
+from npu_wire.channel import Endpoint, Security, open_channel, status_parts, token_metadata
+from npu_wire.errors import NpuError, ServerUnavailable, Timeout, Unauthenticated, from_status
 from npu_wire.tensors import split_bytes
 from npu_wire.v1 import npu_pb2, npu_pb2_grpc, program_pb2
 from trainer_client.session import DeviceInfo, Ranges
 
 # Statuses that gRPC itself gives when a connection breaks; a server's own errors carry ERROR_KEY.
 _CONNECTION_LOST = ("UNAVAILABLE", "UNKNOWN", "INTERNAL", "CANCELLED")
+# What gRPC says of a TLS handshake that will not succeed by waiting.
+_HANDSHAKE = {
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is signed by no authority that is trusted here; give the "
+    "authority's file: tls_ca=FILE (--tls-ca FILE)",
+    "Hostname Verification Check failed": "its certificate is for another name; connect to one that is in it",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS; connect without, or start it with a certificate",
+}
 _CLOCK_SAMPLES = 8
 _RELEASE_TIMEOUT_S = 2.0
-
-
-@dataclass(frozen=True)
-class Security:
-    """How to prove who is who.
-
-    Attributes:
-        tls: encrypt; implied by any of the files.
-        ca: PEM file of the authority that signed the server's certificate; None: the system's authorities.
-        cert: PEM file of the client's own certificate.
-        key: PEM file of its private key.
-        token: bearer token.
-    """
-
-    tls: bool = False
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
-    token: str | None = None
-
-    @property
-    def encrypted(self) -> bool:
-        """Whether the connection uses TLS."""
-        return self.tls or self.ca is not None or self.cert is not None or self.key is not None
 
 
 @dataclass(frozen=True)
@@ -67,20 +49,12 @@ class Transport:
         security: TLS and token.
 
     Raises:
-        InvalidInput: a file cannot be read, or a token would travel in the clear to another machine.
+        InvalidInput: see `npu_wire.channel.open_channel`.
     """
 
     def __init__(self, endpoint: Endpoint, security: Security) -> None:
         self.address = endpoint.target
-        if security.encrypted:
-            credentials = channel_credentials(security.ca, security.cert, security.key)
-            self._channel = grpc.secure_channel(self.address, credentials, options=client_options())
-        else:
-            if security.token and not endpoint.is_loopback:
-                raise InvalidInput(
-                    f"a token for {self.address} would travel unencrypted; pass tls=True or tls_ca=FILE"
-                )
-            self._channel = grpc.insecure_channel(self.address, options=client_options())
+        self._channel = open_channel(endpoint, security)
         self._stub = npu_pb2_grpc.NpuServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._metadata = token_metadata(security.token)
 
@@ -152,6 +126,9 @@ class Transport:
     def translate(self, error: grpc.RpcError) -> NpuError:
         """The error that a failed call stands for."""
         code, class_name, details = status_parts(error)
+        for sign, meaning in _HANDSHAKE.items():
+            if class_name is None and sign in details:
+                return Unauthenticated(f"no trust in the server at {self.address}: {meaning}")
         if class_name is None and code in _CONNECTION_LOST:
             return ServerUnavailable(f"no connection to {self.address}: {details}")
         if class_name is None and code == "DEADLINE_EXCEEDED":

@@ -9,6 +9,7 @@ from npu_server.config import ConformanceSettings
 from npu_server.conformance.suite import run_suite
 from npu_server.conformance.wire import RemoteTarget
 from npu_server.registry import create_backend
+from npu_wire.channel import Security, read_token
 from npu_wire.errors import InvalidInput
 
 
@@ -25,8 +26,9 @@ def conformance(settings: ConformanceSettings, console: Console) -> bool:
         return create_backend(name or "", options)
 
     def connect(endpoint: str) -> RemoteTarget:
-        tls = (settings.tls_ca, settings.tls_cert, settings.tls_key)
-        return RemoteTarget(endpoint, settings.timeout_s, tls, settings.token_file)
+        token = read_token(settings.token_file) if settings.token_file else None
+        security = Security(settings.tls, settings.tls_ca, settings.tls_cert, settings.tls_key, token)
+        return RemoteTarget(endpoint, settings.timeout_s, security)
 
     report = run_suite(
         make_backend if name else None,

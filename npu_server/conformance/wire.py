@@ -5,20 +5,12 @@ owes nothing to the code that the trainer relies on.
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 
 import grpc
 import numpy as np
 
 from npu_server.backends.base import Capabilities, Fingerprint, Ranges
-from npu_wire.channel import (
-    channel_credentials,
-    client_options,
-    parse_endpoint,
-    read_token,
-    status_parts,
-    token_metadata,
-)
+from npu_wire.channel import Security, open_channel, parse_endpoint, status_parts, token_metadata
 from npu_wire.errors import DeviceFault, InvalidInput, NpuError, from_status
 from npu_wire.layer_map import (
     Float32Array,
@@ -37,8 +29,7 @@ class RemoteTarget:
     Args:
         endpoint: HOST:PORT or unix:PATH.
         timeout_s: for each call.
-        tls: PEM files of authority, certificate and key; without any, the connection is in the clear.
-        token_file: file with the bearer token.
+        security: TLS and token; None: neither.
 
     Raises:
         NpuError: nobody answers, or the call is refused.
@@ -50,22 +41,12 @@ class RemoteTarget:
         self,
         endpoint: str,
         timeout_s: float,
-        tls: tuple[Path | None, Path | None, Path | None] = (None, None, None),
-        token_file: Path | None = None,
+        security: Security | None = None,
     ) -> None:
-        address = parse_endpoint(endpoint)
-        token = read_token(token_file) if token_file else None
-        if any(tls):
-            self._channel = grpc.secure_channel(
-                address.target, channel_credentials(*tls), options=client_options()
-            )
-        elif token and not address.is_loopback:
-            raise InvalidInput(f"a token for {endpoint} would travel unencrypted; give --tls-ca")
-        else:
-            self._channel = grpc.insecure_channel(address.target, options=client_options())
+        self._channel = open_channel(parse_endpoint(endpoint), security or Security())
         self.endpoint = endpoint
         self.timeout_s = timeout_s
-        self.metadata = token_metadata(token)
+        self.metadata = token_metadata(security.token if security else None)
         self.stub = npu_pb2_grpc.NpuServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._capabilities = self._describe()
 

@@ -94,10 +94,11 @@ def test_a_token_never_travels_unencrypted() -> None:
 class Certificates:
     """Files of a throw-away authority."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "localhost") -> None:
+        folder.mkdir(exist_ok=True)
         self.ca, self.cert, self.key = folder / "ca.pem", folder / "cert.pem", folder / "key.pem"
         authority = trustme.CA()
-        issued = authority.issue_cert("localhost")
+        issued = authority.issue_cert(name)
         authority.cert_pem.write_to_path(str(self.ca))
         issued.private_key_pem.write_to_path(str(self.key))
         issued.cert_chain_pems[0].write_to_path(str(self.cert))
@@ -115,10 +116,40 @@ def test_tls(start: Start, certificates: Certificates, batch: Int8Array) -> None
     with connect(server.address, tls_ca=certificates.ca) as npu:
         session = npu.compile(b"model", RANGES)
         np.testing.assert_array_equal(expected(batch, 2), session.submit(batch, ()).tensor(2))
-    with pytest.raises(ServerUnavailable):
+    with pytest.raises(ServerUnavailable, match=r"Socket closed.* check address and TLS settings"):
         connect(server.address, timeout_s=0.5)
-    with pytest.raises(ServerUnavailable):
-        connect(server.address, tls=True, timeout_s=0.5)
+    with pytest.raises(Unauthenticated, match=r"signed by no authority that is trusted here.*tls_ca=FILE"):
+        connect(server.address, tls=True)
+
+
+def test_a_server_that_is_not_to_be_trusted(start: Start, certificates: Certificates, tmp_path: Path) -> None:
+    """Another authority's, another name's, or none at all: what is wrong is said at once, and by its name."""
+    other = Certificates(tmp_path / "other", "elsewhere.example")
+    server = start(listen="localhost:0", tls_cert=certificates.cert, tls_key=certificates.key)
+    with pytest.raises(Unauthenticated, match="signed by no authority that is trusted here"):
+        connect(server.address, tls_ca=other.ca)
+    server = start(listen="localhost:0", tls_cert=other.cert, tls_key=other.key)
+    with pytest.raises(Unauthenticated, match="its certificate is for another name"):
+        connect(server.address, tls_ca=other.ca)
+    server = start(listen="localhost:0")
+    with pytest.raises(Unauthenticated, match="it does not speak TLS"):
+        connect(server.address, tls_ca=other.ca)
+
+
+IGNORED = {
+    "profile, backend": ("host:1", {"profile": "tflm", "backend": "emulator"}),
+    "device": ("unix:/tmp/npu.sock", {"device": "cpu"}),
+    "tls, token": (None, {"tls": True, "token": "secret"}),
+    "tls_ca": (None, {"tls_ca": "ca.pem"}),
+}
+
+
+@pytest.mark.parametrize("names", IGNORED)
+def test_what_would_be_ignored_is_refused(names: str) -> None:
+    """An embedded server's settings beside an endpoint, an endpoint's settings without one."""
+    endpoint, settings = IGNORED[names]
+    with pytest.raises(InvalidInput, match=f"^{names}: .*leave them out"):
+        connect(endpoint, **settings)  # type: ignore[arg-type]
 
 
 def test_mutual_tls(start: Start, certificates: Certificates) -> None:
@@ -280,6 +311,10 @@ def test_describe_over_the_wire(start: Start, token_file: Path) -> None:
     answer = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout
     assert json.loads(answer)["fingerprint"]["profile"] == "plus-one"
     assert "plus-one" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    remote = [*command[:5], "board-7:50051", *command[6:]]
+    kept = subprocess.run(remote, capture_output=True, text=True, check=False)
+    assert (kept.returncode, kept.stdout) == (1, "")
+    assert "would travel unencrypted; use TLS" in kept.stderr
     refused = subprocess.run(command[:-2], capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: ")

@@ -4,8 +4,10 @@ import copy
 import io
 import math
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
+import in_process_npu
 import numpy as np
 import onnx
 import pytest
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from npu_server.backends.base import BackendOptions
 from npu_wire.errors import InvalidInput, NonFiniteInput, NotCalibrated
-from npu_wire.layer_map import MemoryLayout
+from npu_wire.layer_map import LayerMap, MemoryLayout
 from npu_wire.quantize import dequantize, quantize
 from trainer_client import qat as qat_module
 from trainer_client.qat import QatModule, prepare
@@ -340,3 +342,25 @@ def test_close_releases_the_session_and_the_next_forward_opens_another() -> None
     assert npu.sessions[0].closed
     assert torch.equal(qat(images(4)), before)
     assert len(npu.sessions) == 2
+
+
+def test_layers_that_receive_no_noise_are_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A layer of the map without a value in the FP32 graph is no secret, and no litany."""
+    session = in_process_npu.InProcessSession
+    told = session.layer_map.fget
+
+    def renamed(self: object) -> LayerMap:
+        layer_map = told(self)
+        inner = replace(layer_map.layers[1], output=replace(layer_map.layers[1].output, name="inner_1"))
+        return replace(layer_map, layers=(layer_map.layers[0], inner, *layer_map.layers[2:]))
+
+    monkeypatch.setattr(session, "layer_map", property(renamed))
+    qat = _prepared(_npu())
+    messages = [record.message for record in caplog.records if record.name == qat_module.__name__]
+    (message,) = messages
+    assert message.startswith("1 of the NPU's 5 layers")
+    assert message.endswith(": inner_1")
+    qat.calibrate([(images(16, seed=3), None)])
+    assert messages == [record.message for record in caplog.records if record.name == qat_module.__name__]

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import trustme
 
 from npu_wire.channel import (
+    Security,
     channel_credentials,
+    open_channel,
     parse_endpoint,
     read_token,
     server_credentials,
@@ -58,13 +61,41 @@ def test_tokens_match_exactly(tmp_path: Path) -> None:
     assert token_metadata(None) == ()
 
 
-@pytest.mark.parametrize("content", ["", "two words", "ümlaut", "a\nb"])
+WRONG_TOKENS = {
+    "": "it is empty",
+    "two words": "white space",
+    "ümlaut": "other characters",
+    "a\nb": "it has a line break",
+}
+
+
+@pytest.mark.parametrize("content", WRONG_TOKENS)
 def test_what_is_no_token(tmp_path: Path, content: str) -> None:
-    """Empty, several words, other characters than a header can carry."""
+    """Empty, several words or lines, characters that no header carries: in a file or given directly."""
     path = tmp_path / "token"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(InvalidInput, match="one word"):
+    with pytest.raises(InvalidInput, match=f"token file '{path}' must be one word.*{WRONG_TOKENS[content]}"):
         read_token(path)
+    with pytest.raises(InvalidInput, match=f"the token must be one word.*{WRONG_TOKENS[content]}"):
+        open_channel(parse_endpoint("127.0.0.1:1"), Security(token=content))
+
+
+@pytest.mark.parametrize("security", [Security(token="secret"), Security()])
+def test_a_token_stays_here_where_others_could_read_it(security: Security) -> None:
+    """Refused for another machine without TLS; nothing else is."""
+    if security.token is None:
+        open_channel(parse_endpoint("board-7:1"), security).close()
+        return
+    with pytest.raises(InvalidInput, match=r"would travel unencrypted; use TLS: tls_ca=FILE"):
+        open_channel(parse_endpoint("board-7:1"), security)
+    open_channel(parse_endpoint("localhost:1"), security).close()
+
+
+def test_a_socket_has_room_for_107_bytes() -> None:
+    """Linux cuts what is longer; the message says how long it is."""
+    assert parse_endpoint("unix:/" + "x" * 106).path
+    with pytest.raises(InvalidInput, match="at most 107 bytes, this one has 108"):
+        parse_endpoint("unix:/" + "x" * 107)
 
 
 def test_credential_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -76,3 +107,33 @@ def test_credential_files_that_cannot_be_read(tmp_path: Path) -> None:
         server_credentials(missing, missing, None)
     with pytest.raises(InvalidInput, match="both or neither"):
         channel_credentials(None, missing, None)
+
+
+class Pair:
+    """A certificate and its key in files."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.cert, self.key = folder / "cert.pem", folder / "key.pem"
+        issued = trustme.CA().issue_cert("localhost")
+        issued.private_key_pem.write_to_path(str(self.key))
+        issued.cert_chain_pems[0].write_to_path(str(self.cert))
+
+
+def test_credential_files_that_are_something_else(tmp_path: Path) -> None:
+    """Garbage for an authority, another certificate's key, key and certificate swapped: all are told."""
+    one, two = Pair(tmp_path / "one"), Pair(tmp_path / "two")
+    garbage = tmp_path / "garbage.pem"
+    garbage.write_text("no certificate")
+    for wrong in (garbage, one.key):
+        with pytest.raises(InvalidInput, match=f"CA file '{wrong}' holds no certificate"):
+            channel_credentials(wrong, None, None)
+    strangers = f"key '{two.key}' does not belong to the certificate '{one.cert}'"
+    with pytest.raises(InvalidInput, match=strangers):
+        channel_credentials(None, one.cert, two.key)
+    with pytest.raises(InvalidInput, match=strangers):
+        server_credentials(one.cert, two.key, None)
+    with pytest.raises(InvalidInput, match="both must be PEM"):
+        server_credentials(one.key, one.cert, None)
+    with pytest.raises(InvalidInput, match="client CA file"):
+        server_credentials(one.cert, one.key, garbage)
