@@ -10,6 +10,7 @@ from rich.table import Table
 
 from npu_server.numerics.profile import Profile, list_profiles, load_profile
 from npu_server.numerics.rules import Exceptions, RequantizeRule
+from npu_server.verdicts import verdicts
 
 
 def print_profiles(console: Console) -> None:
@@ -27,15 +28,23 @@ def print_profile(name_or_path: str, console: Console) -> None:
     """
     profile = load_profile(name_or_path)
     console.print(f"{profile.name}: {profile.description}", markup=False, soft_wrap=True)
-    judges = ", ".join(profile.judged_by) or "nobody: a specification of its own"
-    console.print(f"judged by {judges}", markup=False, soft_wrap=True)
-    if profile.unjudged:
-        console.print(f"but not in {', '.join(profile.unjudged)}", markup=False, soft_wrap=True)
+    if not profile.judged_by:
+        console.print("a specification of its own: no engine computes alike", markup=False, soft_wrap=True)
+    for verdict, operators in _by_verdict(profile).items():
+        console.print(f"{verdict}: {', '.join(operators)}", markup=False, soft_wrap=True)
     console.print(f"hash {profile.hash}", soft_wrap=True)
     table = Table("key", "value", "meaning", show_lines=True)
     for key, value, meaning in describe_keys(profile):
         table.add_row(escape(key), escape(value), escape(meaning))
     console.print(table)
+
+
+def _by_verdict(profile: Profile) -> dict[str, list[str]]:
+    """What is known of operators -> those of which it is."""
+    grouped: dict[str, list[str]] = {}
+    for operator, verdict in verdicts(profile).items():
+        grouped.setdefault(verdict, []).append(operator)
+    return dict(sorted(grouped.items()))
 
 
 def describe_keys(profile: Profile) -> list[tuple[str, str, str]]:

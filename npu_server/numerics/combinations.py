@@ -19,7 +19,7 @@ _READ_BY: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "exceptions.add": ("add.method", ("shifted_int32", "int8")),
     "exceptions.add_operands": ("add.method", ("shifted_int32",)),
     "exceptions.sub_operands": ("add.method", ("shifted_int32",)),
-    "exceptions.leaky_relu": ("lut.leaky_relu", ("requantize",)),
+    "exceptions.leaky_relu": ("lut.leaky_relu", ("requantize", "multiplier_8bit")),
     "exceptions.concat": ("concat.method", ("requantize",)),
     "exceptions.mean": ("mean.method", ("requantize",)),
     "exceptions.average_pool": ("average_pool.method", ("requantize",)),

@@ -7,7 +7,7 @@ from npu_server.numerics.elementwise import CODES, function_table
 from npu_server.numerics.functions import evaluate
 from npu_server.numerics.hard_swish import hard_swish_table
 from npu_server.numerics.profile import Profile
-from npu_server.numerics.requantize import Output, make_multiplier, requantize
+from npu_server.numerics.requantize import Output, make_multiplier, requantize, to_int8
 from npu_server.numerics.scales import Float64Array, Quantization
 from npu_wire.layer_map import Int8Array
 
@@ -41,14 +41,24 @@ def named_table(
             return evaluate("Sigmoid", x.astype(np.float64), 0.0, 0.0)
 
         return function_table(sigmoid, source, scale, out, profile)
-    if name == "LeakyRelu" and rule.leaky_relu == "requantize":
+    if name == "LeakyRelu" and rule.leaky_relu != "table":
         return _leaky_relu(alpha, source, scale, out, profile)
     return None
 
 
 def _leaky_relu(alpha: float, source: Quantization, scale: float, out: Output, profile: Profile) -> Int8Array:
-    """TFLite's LEAKY_RELU: a multiplier for each side of zero."""
+    """`LutRule.leaky_relu`: each side of zero has a factor of its own."""
     centred, rule = CODES.astype(np.int64) - source.zero_point, profile.requantize_in("leaky_relu")
-    slopes = np.float32(source.scale) * np.array([1, np.float32(alpha)], np.float32)
-    sides = [requantize(centred, make_multiplier(np.array(float(s)), scale, rule), out) for s in slopes]
+    slope = np.float32(alpha)
+    if profile.lut.leaky_relu == "float32_divided":
+        real = np.float32(source.scale) * centred.astype(np.float32)
+        real = np.where(centred >= 0, real, real * slope) / np.float32(scale)
+        return to_int8(np.rint(np.clip(real, -1024, 1024)).astype(np.int64), out)
+    ratios = np.array([1, slope], np.float32) * (np.float32(source.scale) / np.float32(scale))
+    # XNNPACK takes these ratios only; LiteRT's own kernel computes all others.
+    if profile.lut.leaky_relu == "multiplier_8bit" and ((ratios >= 2**-8) & (ratios <= 2**7)).all():
+        factors = np.rint(256 * ratios.astype(np.float64)).astype(np.int64)
+        return to_int8((centred * np.where(centred >= 0, *factors) + 128) >> 8, out)
+    numerators = source.scale, source.scale * float(slope)
+    sides = [requantize(centred, make_multiplier(np.array(n), scale, rule), out) for n in numerators]
     return np.where(centred >= 0, *sides)

@@ -37,7 +37,8 @@ class Profile:
         name: how the NPU is called.
         description: one line for people.
         judged_by: the engines that its claim is judged by; empty for a specification of our own.
-        unjudged: operators that its engine computes otherwise or not at all: here they are a specification.
+        unjudged: operators that its engine computes otherwise or not at all, here a specification of our own;
+            "operator: condition" where it does so under a condition only (`npu_server.verdicts`).
     """
 
     name: str

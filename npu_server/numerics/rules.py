@@ -112,7 +112,7 @@ class Exceptions:
         mul: product of two activations.
         concat: the operands of a concatenation, by its method "requantize".
         clamp: a lone Relu or Clip.
-        leaky_relu: by lut.leaky_relu "requantize".
+        leaky_relu: by lut.leaky_relu "requantize", and where "multiplier_8bit" falls back on it.
         mean: average over axes, by its method "requantize".
         average_pool: by its method "requantize".
     """
@@ -195,8 +195,10 @@ class LutRule:
             or "int32": a Sigmoid node's entries come from 32-bit fixed point (TFLM); needs a fixed output.
         tanh: "table", or "int32": as for sigmoid.
         hard_swish: "table", or "int16": a HardSwish node's entries come from 16-bit fixed point (TFLite).
-        leaky_relu: "table", or "requantize": a LeakyRelu node's codes times a multiplier for each side of
-            zero, by `RequantizeRule` (TFLite).
+        leaky_relu: "table"; or a LeakyRelu node's codes are multiplied, by a factor for each side of zero:
+            "requantize" (by `RequantizeRule`: TFLite), "multiplier_8bit" (factors of 8 fractional bits,
+            rounded half up, where both lie in [2^-8, 2^7], "requantize" elsewhere: XNNPACK), or
+            "float32_divided" (dequantized and divided in float32, half to even: ONNX Runtime).
     """
 
     rounding: str = _key("half_away", "half_even")
@@ -206,7 +208,7 @@ class LutRule:
     sigmoid: str = _key("table", "float64", "int32", default="table")
     tanh: str = _key("table", "int32", default="table")
     hard_swish: str = _key("table", "int16", default="table")
-    leaky_relu: str = _key("table", "requantize", default="table")
+    leaky_relu: str = _key("table", "requantize", "multiplier_8bit", "float32_divided", default="table")
 
 
 @dataclass(frozen=True)

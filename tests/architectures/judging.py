@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from judges.exemptions import exemption, operator_of
 from judges.layers import Judge, Unjudged, compile_layers, our_outputs
 
 from npu_server.compile import graph as g
-from npu_server.compile.lowering import Layer
 from npu_server.numerics.profile import load_profile
 from npu_wire.layer_map import Int8Array
 
@@ -33,31 +33,6 @@ class Verdict:
     unjudged: Mapping[str, str]
 
 
-_SUBJECTS = {
-    "Concat": "concat",
-    "ConvTranspose": "transposed convolution",
-    "HardSwish": "hard swish",
-    "LeakyRelu": "leaky relu",
-    "MatMul": "product of activations",
-    "Pad": "pad",
-    "Relu": "relu",
-    "Sigmoid": "sigmoid",
-    "Sub": "sub",
-    "Tanh": "tanh",
-}
-
-
-def _subject(layer: Layer) -> str:
-    """What a layer is called where profiles list what they do not claim."""
-    kernel = layer.kernel
-    if layer.spec.op == "Resize":
-        return "resize bilinear" if isinstance(kernel, g.Interpolate) else "resize nearest"
-    name = layer.spec.op
-    if isinstance(kernel, g.Lut) and len(kernel.steps) == 1:
-        name = getattr(kernel.steps[0].kernel, "name", name)
-    return _SUBJECTS.get(name, "")
-
-
 def judge_network(
     judge: Judge, model: bytes, ranges: Mapping[str, tuple[float, float]], profile: str, batch: Int8Array
 ) -> Verdict:
@@ -80,8 +55,10 @@ def judge_network(
         ours = our_outputs(judged, inputs, arithmetic)
         spec = judged.layer.spec
         try:
-            if _subject(judged.layer) in arithmetic.unjudged:
-                raise Unjudged(f"profile {profile} claims nothing about {_subject(judged.layer)}")
+            if operator_of(judged) in arithmetic.unjudged:
+                raise Unjudged(f"profile {profile} claims nothing about {operator_of(judged)}")
+            if exempt := exemption(judged, inputs, arithmetic):
+                raise Unjudged(f"profile {profile} does not claim {exempt}")
             if getattr(judged.layer.kernel, "operand", None) or getattr(
                 judged.layer.kernel, "constants", None
             ):

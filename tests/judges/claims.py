@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from npu_server.numerics.profile import load_profile
 
-from . import engines, networks
+from . import engines, networks, sweeps
 from .cell import Cell, total
 from .matrix import judge_operator
 
@@ -52,14 +52,29 @@ class Row:
         return f"{self.profile:18} {self.subject:22} {self.judge:22} {self.verdict}"
 
 
-def judge_claim(profile_name: str, judge_name: str, subject: str, elements: int) -> Row:
-    """Judges one cell of the matrix.
+@dataclass(frozen=True)
+class Extent:
+    """How much is compared in a cell.
+
+    Attributes:
+        elements: of an operator's random layers: outputs at least.
+        scales: of an operator that is swept over every code: scales and zero points.
+        triples: of one that is swept over every pair of codes.
+    """
+
+    elements: int
+    scales: int
+    triples: int
+
+
+def judge_claim(profile_name: str, judge_name: str, subject: str, extent: Extent) -> Row:
+    """Judges one cell of the matrix: random layers, and all inputs where they are finite.
 
     Args:
         profile_name: a shipped profile.
         judge_name: of `engines.NAMES`.
         subject: of `cases.DRAWS` or `networks.NETWORKS`.
-        elements: of an operator: how many to compare at least.
+        extent: how much to compare.
     """
     profile = load_profile(profile_name)
     try:
@@ -70,5 +85,10 @@ def judge_claim(profile_name: str, judge_name: str, subject: str, elements: int)
     if subject in networks.NETWORKS:
         cells = list(networks.judge_network(networks.NETWORKS[subject](), profile, judge))
         return Row(profile_name, judge_name, subject, total(subject, cells), True, layers=len(cells))
-    cell = judge_operator(subject, profile, judge, elements)
-    return Row(profile_name, judge_name, subject, cell, claimed=subject not in profile.unjudged)
+    claimed = subject not in profile.unjudged
+    cells = [judge_operator(subject, profile, judge, extent.elements)]
+    if claimed and subject in sweeps.SWEEPS:
+        pairs = any(sweep.pairs for sweep in sweeps.SWEEPS[subject])
+        configurations = extent.triples if pairs else extent.scales
+        cells.append(sweeps.judge_sweeps(subject, profile, judge, configurations))
+    return Row(profile_name, judge_name, subject, total(subject, cells), claimed)

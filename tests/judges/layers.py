@@ -64,17 +64,42 @@ class Judge(Protocol):
         ...
 
 
+class Network:
+    """A model that is compiled again and again, with other ranges each time."""
+
+    def __init__(self, model: bytes) -> None:
+        """Reads a model.
+
+        Args:
+            model: ONNX bytes.
+        """
+        graph, self._constants = import_model(read_model(model))
+        self._graph = fuse(graph, self._constants)
+
+    def _lower(self, ranges: Mapping[str, tuple[float, float]], profile: Profile) -> tuple[Layer, ...]:
+        return lower(self._graph, self._constants, ranges, profile, MemoryLayout.CONTIGUOUS).layers
+
+    def _judged(self, layers: tuple[Layer, ...], index: int, profile: Profile) -> JudgedLayer:
+        layer = layers[index]
+        shapes = {-1: self._graph.input_shape} | {i: layer.shape for i, layer in enumerate(layers)}
+        prepared = prepare(layer, self._constants, profile)
+        return JudgedLayer(layer, prepared, tuple(shapes[i] for i in layer.inputs))
+
+    def layers(self, ranges: Mapping[str, tuple[float, float]], profile: Profile) -> list[JudgedLayer]:
+        """All layers, in the order of execution."""
+        layers = self._lower(ranges, profile)
+        return [self._judged(layers, index, profile) for index in range(len(layers))]
+
+    def last_layer(self, ranges: Mapping[str, tuple[float, float]], profile: Profile) -> JudgedLayer:
+        """The last one alone."""
+        return self._judged(self._lower(ranges, profile), -1, profile)
+
+
 def compile_layers(
     model: bytes, ranges: Mapping[str, tuple[float, float]], profile: Profile
 ) -> list[JudgedLayer]:
     """All layers of a model, in the order of execution."""
-    graph, constants = import_model(read_model(model))
-    plan = lower(fuse(graph, constants), constants, ranges, profile, MemoryLayout.CONTIGUOUS)
-    shapes = {-1: graph.input_shape} | {i: layer.shape for i, layer in enumerate(plan.layers)}
-    return [
-        JudgedLayer(layer, prepare(layer, constants, profile), tuple(shapes[i] for i in layer.inputs))
-        for layer in plan.layers
-    ]
+    return Network(model).layers(ranges, profile)
 
 
 def our_outputs(judged: JudgedLayer, inputs: list[Int8Array], profile: Profile) -> list[Int8Array]:

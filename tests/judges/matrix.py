@@ -7,6 +7,7 @@ from npu_wire.layer_map import Int8Array
 
 from .cases import cases
 from .cell import Cell, total
+from .exemptions import exemption
 from .layers import Judge, JudgedLayer, Unjudged, our_outputs
 
 
@@ -16,6 +17,7 @@ def compare(
     judge: Judge,
     profile: Profile,
     answer: Int8Array | None = None,
+    exhausted: int = 0,
 ) -> Cell:
     """Judges one layer on one input.
 
@@ -25,15 +27,19 @@ def compare(
         judge: the engine.
         profile: the arithmetic.
         answer: the judge's output, where it is known already.
+        exhausted: 1 where the inputs are all that there are.
 
     Raises:
-        Unjudged: the judge has no such operator.
+        Unjudged: the judge has no such operator, or the profile does not claim this of it.
     """
+    why = exemption(judged, inputs, profile)
+    if why:
+        raise Unjudged(f"not claimed: {why}")
     expected = (judge.run(judged, inputs) if answer is None else answer).astype(np.int64)
     differences = [np.abs(ours - expected) for ours in our_outputs(judged, inputs, profile)]
     wrong = np.logical_or.reduce([difference > 0 for difference in differences])
     worst = max(int(difference.max()) for difference in differences)
-    return Cell(judged.layer.spec.op, expected.size, int(wrong.sum()), worst, configurations=1)
+    return Cell(judged.layer.spec.op, expected.size, int(wrong.sum()), worst, 1, exhausted)
 
 
 def judge_operator(

@@ -6,12 +6,12 @@ import numpy as np
 import onnxruntime
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from npu_server.compile import graph as g
 from npu_server.numerics.profile import Profile
 from npu_wire.layer_map import Int8Array
 
 from .cell import Cell
-from .layers import Judge, JudgedLayer, Unjudged, compile_layers, our_outputs
+from .exemptions import operator_of
+from .layers import Judge, Unjudged, compile_layers, our_outputs
 from .matrix import compare
 
 
@@ -128,19 +128,3 @@ def judge_network(model: ModelProto, profile: Profile, judge: Judge, batch: int 
             yield compare(judged, inputs, judge, profile, tensors[spec.name])
         except Unjudged:
             tensors[spec.name] = our_outputs(judged, inputs, profile)[0]
-
-
-def operator_of(judged: JudgedLayer) -> str:
-    """The row of the matrix that a layer belongs to."""
-    kernel = judged.layer.kernel
-    if isinstance(kernel, g.Conv):
-        if kernel.groups > 1:
-            per_group = judged.prepared.weights.codes.shape[1]
-            return "depthwise convolution" if per_group == 1 else "grouped convolution"
-        if kernel.window.dilations != (1, 1):
-            return "dilated convolution"
-        return "pointwise convolution" if kernel.window.kernel == (1, 1) else "convolution"
-    names = {g.Gemm: "fully connected", g.Mean: "mean", g.Add: "add", g.Mul: "mul", g.Concat: "concat"}
-    names |= {g.Sub: "sub", g.MatMul: "product of activations", g.Interpolate: "resize bilinear"}
-    names |= {g.MaxPool: "max pool", g.AveragePool: "average pool", g.Pad: "pad", g.Clamp: "relu"}
-    return names.get(type(kernel), "")
