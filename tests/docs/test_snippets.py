@@ -31,6 +31,7 @@ ELSEWHERE = {
     "make proto": (".ci/run", "make --no-print-directory proto"),
     "make install": ("Makefile", "test: install"),
     "make conformance": ("tests/judges/test_claims.py", "judge_claim("),
+    "make fuzz-wire MINUTES=60 SEED=1": ("tests/fuzz_wire/test_fuzz_wire.py", '"tests.fuzz_wire"'),
     "make fuzz-wire": ("tests/fuzz_wire/test_fuzz_wire.py", '"tests.fuzz_wire"'),
     ".ci/run": (".ci/run", "#!/usr/bin/env bash"),
     "docker compose up": ("deploy/check-compose.sh", "compose up --build --wait"),
