@@ -1,22 +1,78 @@
-"""Client side of NPU-in-the-Loop: train a PyTorch model against the arithmetic of an NPU."""
+"""Client side of NPU-in-the-Loop: train a PyTorch model against the arithmetic of an NPU.
 
+`connect` finds or starts an NPU, `prepare` puts a model in the loop with it, `Trace` records when what ran.
+Every error that they raise on purpose is an `NpuError`; `npu_wire.errors` draws the tree of them.
+"""
+
+import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from trainer_client.connection import connect
-    from trainer_client.qat import prepare
+from npu_wire.errors import (
+    DeviceChanged,
+    DeviceFault,
+    InvalidInput,
+    InvalidModel,
+    InvalidProfile,
+    NonFiniteInput,
+    NotCalibrated,
+    NpuError,
+    QuotaExceeded,
+    ServerUnavailable,
+    SessionLost,
+    Timeout,
+    Unauthenticated,
+    UnsupportedModel,
+)
 
-__all__ = ["connect", "prepare"]
+if TYPE_CHECKING:
+    from trainer_client.connection import Connection, connect
+    from trainer_client.noise import LayerNoise, NoiseReport
+    from trainer_client.qat import QatModule, prepare
+    from trainer_client.trace import Trace
+
+__all__ = [
+    "Connection",
+    "DeviceChanged",
+    "DeviceFault",
+    "InvalidInput",
+    "InvalidModel",
+    "InvalidProfile",
+    "LayerNoise",
+    "NoiseReport",
+    "NonFiniteInput",
+    "NotCalibrated",
+    "NpuError",
+    "QatModule",
+    "QuotaExceeded",
+    "ServerUnavailable",
+    "SessionLost",
+    "Timeout",
+    "Trace",
+    "Unauthenticated",
+    "UnsupportedModel",
+    "connect",
+    "prepare",
+]
+
+# Imported on first use (PEP 562): `prepare` needs torch, `connect` gRPC, neither the other's.
+_WHERE = {
+    "Connection": "connection",
+    "LayerNoise": "noise",
+    "NoiseReport": "noise",
+    "QatModule": "qat",
+    "Trace": "trace",
+    "connect": "connection",
+    "prepare": "qat",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Imports on first use (PEP 562): `prepare` needs torch, `connect` gRPC, neither the other's."""
-    if name == "connect":
-        from trainer_client.connection import connect
+    """A public name that is not imported yet."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
 
-        return connect
-    if name == "prepare":
-        from trainer_client.qat import prepare
 
-        return prepare
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    """All public names, for completion."""
+    return sorted([*globals(), *_WHERE])
