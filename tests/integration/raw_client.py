@@ -25,7 +25,9 @@ class Raw:
     def __init__(self, address: str) -> None:
         self.opened.append(self)
         self.ended = threading.Event()
-        self.channel = grpc.insecure_channel(address)
+        # The least that HTTP/2 lets a sender send unread, whatever the line could carry.
+        window = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 2**16))
+        self.channel = grpc.insecure_channel(address, options=window)
         self.stub = npu_pb2_grpc.NpuServiceStub(self.channel)
 
     def close(self) -> None:
@@ -59,6 +61,11 @@ def memory_of(process: "subprocess.Popen[str]") -> int:
     """Resident bytes."""
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) * 1024
+
+
+def threads_of(process: "subprocess.Popen[str]") -> int:
+    """Its threads."""
+    return len(list(Path(f"/proc/{process.pid}/task").iterdir()))
 
 
 def attach(session_id: str) -> npu_pb2.ForwardRequest:

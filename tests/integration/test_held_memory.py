@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from fake_backend import LAYERS, FakeBackend, Spawn, Start, expected, wait_until
-from raw_client import Raw, attach, commit, memory_of, weight_chunk
+from raw_client import Raw, attach, commit, memory_of, threads_of, weight_chunk
 
 from npu_server.app import RunningServer
 from npu_server.backends.base import BackendOptions
@@ -69,6 +69,12 @@ def held(server: RunningServer) -> float:
     return value
 
 
+def calls_over(server: RunningServer) -> float:
+    """Streams that have ended, whatever way."""
+    samples = [s for family in server.telemetry.registry.collect() for s in family.samples]
+    return sum(s.value for s in samples if s.name == "npu_requests_total" and s.labels["method"] == "Forward")
+
+
 @pytest.fixture
 def wide() -> Iterator[FakeBackend]:
     """A device whose batches of 64 samples have 8.4 MB."""
@@ -101,7 +107,7 @@ def test_replaced_streams_end_and_are_freed_though_nobody_reads_them(spawn: Spaw
     raw = Raw(f"unix:{tmp_path}/child.sock")
     session_id, data = raw.compile(), large()
     assert len(tensors(raw.stub.Forward(iter([attach(session_id), *batch(1, data)])))) == LAYERS
-    before = memory_of(child)
+    before, threads = memory_of(child), threads_of(child)
     unread = []
     for _ in range(16):
         requests = itertools.chain([attach(session_id)], batch(1, data), raw.silence())
@@ -111,6 +117,7 @@ def test_replaced_streams_end_and_are_freed_though_nobody_reads_them(spawn: Spaw
     last = tensors(raw.stub.Forward(iter([attach(session_id), *batch(1, data)])))
     np.testing.assert_array_equal(expected(data, 2), last[1, 2])
     wait_until(lambda: memory_of(child) - before < 120 * MB)
+    wait_until(lambda: threads_of(child) <= threads + 4)  # those that the pool keeps
     raw.ended.set()
 
 
@@ -135,6 +142,8 @@ def test_nothing_is_held_of_a_stream_that_has_ended(start: Start, wide: FakeBack
     replacement = raw.stub.Forward(iter([attach(session_id)])) if end == "replace" else iter([])
     wide.gate.set()
     assert [answer.WhichOneof("kind") for answer in replacement] in ([], ["attached"])
+    if end in ("cancel", "release", "replace"):
+        wait_until(lambda: calls_over(server) == (2 if end == "replace" else 1))
     if end == "broken":
         assert raw.error(stream)[1] == "InvalidInput"
     elif end == "finished":
