@@ -63,8 +63,8 @@ def measure(architecture: Architecture, profiles: list[str]) -> list[Row]:
 def equality_table(rows: list[Row]) -> list[str]:
     """Layers, elements, mismatches, judged layers, gradients of the profile that a judge stands for."""
     lines = [
-        "| network | code | weights | INT8 layers | numbers compared | differ | judged by TFLM: layers, "
-        "numbers | differ | not injected | parameters with a finite / a nonzero gradient |",
+        "| network | code | weights | INT8 layers | numbers computed twice | differ | judged by TFLM: "
+        "layers, numbers | differ | not injected | parameters with a finite / a nonzero gradient |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -89,7 +89,8 @@ def equality_table(rows: list[Row]) -> list[str]:
 def totals_table(rows: list[Row], profiles: list[str]) -> list[str]:
     """All networks together, profile by profile."""
     lines = [
-        "| profile | networks | layers | numbers compared | differ | judge | layers | numbers | differ |",
+        "| profile | networks | layers | numbers computed twice | differ "
+        "| judge | layers | numbers | differ |",
         "|---" * 9 + "|",
     ]
     for profile in profiles:

@@ -13,7 +13,7 @@ from trainer_client.qat import QatModule, prepare
 from trainer_client.taps import tap
 
 from .catalogue import BATCH, Architecture
-from .side_by_side import SideBySideNpu
+from .side_by_side import SHARED, SideBySideNpu
 
 CALIBRATION_SAMPLES = 48
 
@@ -24,7 +24,7 @@ class LayerResult:
 
     Attributes:
         spec: its line in the layer map.
-        elements: INT8 numbers that reference and emulator both computed.
+        elements: INT8 numbers of the layer.
         mismatches: how many of them differ.
         noise: against the FP32 layer on the NPU's own inputs; None where nothing was injected.
     """
@@ -33,6 +33,11 @@ class LayerResult:
     elements: int
     mismatches: int
     noise: LayerNoise | None
+
+    @property
+    def shared(self) -> bool:
+        """Whether both backends call the same function."""
+        return self.spec.host_float or self.spec.op in SHARED
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,8 @@ class Examination:
 
     @property
     def elements(self) -> int:
-        """INT8 numbers that were compared."""
-        return sum(layer.elements for layer in self.layers)
+        """INT8 numbers that each backend computes with code of its own."""
+        return sum(layer.elements for layer in self.layers if not layer.shared)
 
     @property
     def mismatches(self) -> int:

@@ -11,6 +11,15 @@ from npu_server.backends.reference import ReferenceBackend
 from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
 from trainer_client.session import DeviceInfo, LayerTiming
 
+SHARED = frozenset(
+    {
+        *("Add", "Sub", "Mul"),  # npu_server.compile.pairs.combine, which the emulator may tabulate first
+        *("Lut", "Relu", "PRelu", "Concat"),  # tables that the compiler has made
+        *("Mean", "ReduceSum", "AveragePool"),  # sums apart, npu_server.numerics.elementwise finishes them
+    }
+)
+"""Operators that both backends finish with one function; so their equality says little and is not counted."""
+
 
 @dataclass
 class Comparison:

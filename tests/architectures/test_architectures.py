@@ -51,10 +51,10 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def test_every_tensor_is_equal_on_both_backends(name: str) -> None:
-    """In a training step emulator and reference agree on every INT8 number of every layer."""
+    """In a training step emulator and reference agree on every number, many computed by code of their own."""
     result = examined(name, "tflm")
     assert result.mismatches == 0
-    assert result.elements > 1e5
+    assert result.elements > 0.4 * sum(layer.elements for layer in result.layers)
 
 
 def test_noise_reaches_every_layer(name: str) -> None:

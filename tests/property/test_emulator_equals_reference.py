@@ -1,4 +1,9 @@
-"""The emulator and the specification never differ in a bit."""
+"""The emulator and the specification never differ in a bit.
+
+It says most where each has code of its own: sums and requantization of convolutions and matrix products,
+pools, moves. The compiler, functions of one and two tensors, what becomes of a mean's sum and what the host
+computes are one for both (`tests/architectures/side_by_side.py`): of these only engines can be the judges.
+"""
 
 from unittest import mock
 
