@@ -34,6 +34,7 @@ class Importer:
         self._views: dict[str, View] = {}
         self._operations: list[g.Operation] = []
         self.sequences: dict[str, list[Piece]] = {}
+        self.comparisons: set[str] = set()
 
     def run(self) -> g.Graph:
         """The network as operations.

@@ -165,6 +165,7 @@ def _compare(im: Importer, node: NodeProto) -> None:
     value = im.constant(node, 1, "the right operand")
     if not _is_number(value, view):
         raise refuse(node, "compares an activation with one number only")
+    im.comparisons.add(node.output[0])
     im.emit_like(node, [view.name], g.Function(node.op_type, alpha=float(value.reshape(-1)[0])), view)
 
 

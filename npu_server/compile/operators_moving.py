@@ -152,9 +152,17 @@ def _identity(im: Importer, node: NodeProto) -> None:
 
 
 def _cast(im: Importer, node: NodeProto) -> None:
-    if node.op_type == "Cast" and integer(node, "to", 1) != 1:
+    floats = integer(node, "to", 1) == 1 if node.op_type == "Cast" else _is_float(im, node, 1)
+    if not floats:
         raise refuse(node, "the NPU has no other activations than quantized float32")
     im.alias(node, im.view(node, 0))
+
+
+def _is_float(im: Importer, node: NodeProto, index: int) -> bool:
+    name = node.input[index]
+    if name in im.constants:
+        return bool(im.constants.array(name).dtype == np.float32)
+    return im.view(node, index).name not in im.comparisons
 
 
 def _is_nan(im: Importer, node: NodeProto) -> None:

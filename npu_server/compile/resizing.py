@@ -60,7 +60,7 @@ def nearest_indices(node: NodeProto, size: int, target: int) -> list[int]:
 
 def linear_taps(node: NodeProto, size: int, target: int) -> Taps:
     """Neighbours and weights in 10 fractional bits (TFLite's ResizeBilinearInteger)."""
-    mode = _transformation(node)
+    mode = _transformation(node, size, target)
     step = (_ONE * size + target // 2) // target
     if mode == "align_corners" and target > 1:
         step = (_ONE * (size - 1) + (target - 1) // 2) // (target - 1)
@@ -73,7 +73,7 @@ def linear_taps(node: NodeProto, size: int, target: int) -> Taps:
 
 def _positions(node: NodeProto, size: int, target: int) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
     out = np.arange(target, dtype=np.float64)
-    mode = _transformation(node)
+    mode = _transformation(node, size, target)
     if mode == "align_corners":
         return out * ((size - 1) / (target - 1) if target > 1 else 0.0)
     if mode == "asymmetric":
@@ -81,8 +81,10 @@ def _positions(node: NodeProto, size: int, target: int) -> "np.ndarray[tuple[int
     return (out + 0.5) * size / target - 0.5
 
 
-def _transformation(node: NodeProto) -> str:
+def _transformation(node: NodeProto, size: int, target: int) -> str:
     mode = attributes(node).get("coordinate_transformation_mode", b"half_pixel").decode()  # type: ignore[attr-defined]
     if mode not in ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"):
         raise refuse(node, f"coordinate_transformation_mode {mode!r} is not an operator of the NPU")
+    if mode == "pytorch_half_pixel" and target == 1 < size:
+        raise refuse(node, f"{size} to 1 by {mode!r}: ONNX takes the first, torch the middle; say which")
     return str(mode)

@@ -79,6 +79,39 @@ WEIGHT = {"w": np.ones((4, 3, 3, 3), np.float32)}
             r"node 'n' \(Add\): constant of shape \(5, 8\) does not broadcast",
         ),
         (
+            model([helper.make_node("CastLike", ["x", "a"], ["y"], "n")], {"a": np.array(1)}),
+            r"node 'n' \(CastLike\): the NPU has no other activations than quantized float32",
+        ),
+        (
+            model(
+                [
+                    helper.make_node("Greater", ["x", "a"], ["c"], "greater"),
+                    helper.make_node("CastLike", ["x", "c"], ["y"], "n"),
+                ],
+                {"a": np.array(1, np.float32)},
+            ),
+            r"node 'n' \(CastLike\): the NPU has no other activations than quantized float32",
+        ),
+        *(
+            (
+                model(
+                    [
+                        helper.make_node(
+                            "Resize",
+                            ["x", "", "", "s"],
+                            ["y"],
+                            "n",
+                            mode=mode,
+                            coordinate_transformation_mode="pytorch_half_pixel",
+                        )
+                    ],
+                    {"s": np.array([1, 3, 1, 16])},
+                ),
+                r"node 'n' \(Resize\): 8 to 1 by 'pytorch_half_pixel': ONNX takes the first, torch",
+            )
+            for mode in ("linear", "nearest")
+        ),
+        (
             model(
                 [
                     helper.make_node("ConstantOfShape", ["s"], ["w"], "huge"),
