@@ -147,7 +147,7 @@ def print_layers(program: Program, codes: Int8Array, rounds: int) -> None:
     taken: dict[int, list[float]] = defaultdict(list)
     layers = program.layer_map.layers
     for _ in range(rounds):
-        for tensor in program.forward(codes, range(len(layers))):
+        for tensor in filter(None, program.forward(codes, range(len(layers)))):
             taken[tensor.layer].append((tensor.end_ns - tensor.start_ns) / 1e6)
     totals: dict[str, float] = defaultdict(float)
     for index, values in taken.items():

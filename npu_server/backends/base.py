@@ -126,9 +126,10 @@ class Program(Protocol):
     def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor | None]:
         """Runs one batch and yields each tapped layer's output as soon as it is there; the last one always.
 
-        After a layer that is not tapped it yields None. So the caller has control at every layer: it may
-        close the iterator there, or go on later and let other programs of the backend run in between. A
-        device that runs a network in one go yields what is tapped when it is there, and no None.
+        After a layer that is not tapped it yields None, and so it may in the middle of a long one. So the
+        caller has control at every layer: it may close the iterator there, or go on later and let other
+        programs of the backend run in between. A device that runs a network in one go yields what is tapped
+        when it is there, and no None.
 
         Args:
             batch: int8, shape (n, *layer_map.input.shape) with 1 <= n <= max_batch.

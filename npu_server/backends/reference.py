@@ -90,6 +90,7 @@ class ReferenceKernels:
     """One method a layer; tensors are int8 (N, C, H, W) or (N, ...), sums are int64."""
 
     image_layout = MemoryLayout.CONTIGUOUS
+    work_at_once = 50_000_000
 
     def __init__(self, profile: Profile) -> None:
         """Takes the arithmetic.
@@ -107,6 +108,10 @@ class ReferenceKernels:
     def load(self, batch: Int8Array) -> Int8Array:
         """Nothing to convert."""
         return batch
+
+    def join(self, parts: list[Int8Array]) -> Int8Array:
+        """One after the other."""
+        return np.concatenate(parts)
 
     def export(self, layer: Layer, tensor: Int8Array) -> Int8Array:
         """The tensor itself."""

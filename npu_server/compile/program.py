@@ -1,7 +1,7 @@
 """A compiled program: its weights and the loop over its layers. Only the kernels are the backend's."""
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from npu_server.compile.fusion import fuse
 from npu_server.compile.lowering import Layer, Plan, lower
 from npu_server.compile.model import read_model
 from npu_server.compile.operators import import_model
+from npu_server.compile.slices import samples_at_once
 from npu_server.compile.weights import Prepared, prepare
 from npu_server.numerics.profile import Profile
 from npu_wire.errors import DeviceFault, InvalidInput, NonFiniteInput
@@ -25,6 +26,8 @@ class Kernels(Protocol[Tensor, Packed]):
     """What a backend adds: its own tensors, its own form of the weights, and the arithmetic of one layer."""
 
     image_layout: MemoryLayout
+    work_at_once: int
+    """Multiplications that take it the tenth of a second or so for which others may wait."""
 
     def pack(self, layer: Layer, prepared: Prepared) -> Packed:
         """Brings prepared weights into the form that `execute` wants."""
@@ -36,6 +39,10 @@ class Kernels(Protocol[Tensor, Packed]):
 
     def execute(self, layer: Layer, packed: Packed, inputs: list[Tensor]) -> Tensor:
         """Computes one layer into memory of its own."""
+        ...
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Puts samples that were computed one after the other together, into memory of its own."""
         ...
 
     def export(self, layer: Layer, tensor: Tensor) -> Int8Array:
@@ -65,6 +72,7 @@ class CompiledProgram:
         self._max_batch = max_batch
         self._packed = [self._pack(layer, constants) for layer in plan.layers]
         self._last_use = _last_uses(plan)
+        self._at_once = [samples_at_once(x, plan.layer_map, kernels.work_at_once) for x in plan.layers]
         names = {name for layer in plan.layers for name in layer.spec.parameters}
         self._parameters = {name: constants.array(name).shape for name in names}
 
@@ -119,7 +127,7 @@ class CompiledProgram:
         held = {-1: self._kernels.load(batch)}
         for i, layer in enumerate(self._plan.layers):
             start_ns = time.monotonic_ns()
-            held[i] = self._kernels.execute(layer, packed[i], [held[source] for source in layer.inputs])
+            held[i] = yield from self._execute(i, packed[i], [held[source] for source in layer.inputs])
             for source in set(layer.inputs):
                 if self._last_use[source] == i:
                     del held[source]
@@ -128,6 +136,18 @@ class CompiledProgram:
                 yield LayerTensor(i, data, start_ns, time.monotonic_ns())
             else:
                 yield None
+
+    def _execute(self, i: int, packed: Any, inputs: list[Any]) -> Generator[None, None, Any]:
+        """One layer; where it is much work, some samples at a time, with a pause in between."""
+        layer, samples, at_once = self._plan.layers[i], len(inputs[0]), self._at_once[i]
+        if samples <= at_once:
+            return self._kernels.execute(layer, packed, inputs)
+        parts: list[Any] = []
+        for first in range(0, samples, at_once):
+            if parts:
+                yield
+            parts.append(self._kernels.execute(layer, packed, [x[first : first + at_once] for x in inputs]))
+        return self._kernels.join(parts)
 
     def close(self) -> None:
         """Frees weights; idempotent."""

@@ -87,7 +87,7 @@ def compile_and_run(
     recording = _Recording(BACKENDS[backend](arithmetic))
     program = compile_program(model, ranges, arithmetic, recording, len(codes))
     specs = program.layer_map.layers
-    tensors = {t.layer: np.ascontiguousarray(t.data) for t in program.forward(codes, range(len(specs)))}
+    tensors = {t.layer: np.ascontiguousarray(t.data) for t in program.forward(codes, range(len(specs))) if t}
     layers = []
     for index, spec in enumerate(specs):
         made = recording.prepared[spec.name].weights

@@ -79,6 +79,7 @@ class EmulatorKernels:
         self._profile = profile
         self._device = device
         self._tabled: set[str] = set()
+        self.work_at_once = 6_000_000_000 if device.type == "cpu" else 600_000_000_000
 
     def pack(self, layer: Layer, prepared: Prepared) -> Packed:
         """Brings weights and tables to the device."""
@@ -104,6 +105,13 @@ class EmulatorKernels:
         ordered = batch.transpose(0, 2, 3, 1) if batch.ndim == 4 else batch
         # A copy: torch wants memory that it may write, and the caller keeps its own.
         return torch.from_numpy(np.array(ordered, order="C")).to(self._device)
+
+    def join(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        """One after the other."""
+        joined = torch.empty(
+            (sum(map(len, parts)), *parts[0].shape[1:]), dtype=torch.int8, device=self._device
+        )
+        return torch.cat(parts, out=joined)
 
     def export(self, layer: Layer, tensor: torch.Tensor) -> Int8Array:
         """A NumPy view (a copy from a GPU) in logical order."""
