@@ -88,12 +88,12 @@ def test_bytes_that_are_no_message_leave_nothing_behind(spawn: Spawn, address: s
         assert memory_of(child) - before < 4 * 2**20
 
 
-@pytest.mark.parametrize("method", [METHODS[0], METHODS[1], METHODS[2], METHODS[7]])
-def test_a_crowd_that_says_nothing_keeps_nobody_out(spawn: Spawn, address: str, method: str) -> None:
-    """100 calls without a first message, from a client that is still there."""
+def test_a_crowd_that_says_nothing_keeps_nobody_out(spawn: Spawn, address: str) -> None:
+    """100 calls without a first message, whatever their method, from a client that is still there."""
     spawn("--stall-s", "1000")
     silent = Raw(address)
-    calls = [call(silent.channel, method, silent.silence()) for _ in range(100)]
+    methods = (METHODS[0], METHODS[1], METHODS[2], METHODS[7]) * 25
+    calls = [call(silent.channel, method, silent.silence()) for method in methods]
     for _ in range(3):
         train(Raw(address))
     silent.ended.set()
