@@ -1,6 +1,6 @@
 """Operators whose inputs are finite, on all of them: every code, or every pair of codes, at many scales."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +75,21 @@ def judge_sweeps(subject: str, profile: Profile, judge: Judge, configurations: i
         rng = np.random.default_rng([seed, index])
         cells += _judge(sweep, profile, judge, -(-configurations // len(sweeps)), rng)
     return total(subject, cells)
+
+
+def judge_at(sweep: Sweep, scales: Mapping[str, Scale], profile: Profile, judge: Judge) -> Cell:
+    """Judges a sweep's operator on all of its inputs at given scales.
+
+    Args:
+        sweep: the operator.
+        scales: of "x", or of "a" and "b", and of "y".
+        profile: the arithmetic.
+        judge: the engine.
+    """
+    inputs = _inputs(sweep, odd=False)
+    ranges = {"x": Scale(1.0, 0).range} | {name: scale.range for name, scale in scales.items()}
+    judged = Network(_model(sweep, inputs)).last_layer(ranges, profile)
+    return compare(judged, inputs, judge, profile, exhausted=1)
 
 
 def _judge(sweep: Sweep, profile: Profile, judge: Judge, configurations: int, rng: Rng) -> Iterator[Cell]:
