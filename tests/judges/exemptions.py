@@ -95,6 +95,12 @@ def _ratios_outside(kernel: type, low: float, high: float) -> Condition:
     return applies
 
 
+def _overhang_beside_counted_pads(judged: JudgedLayer, inputs: list[Int8Array]) -> bool:
+    """What ceil_mode adds is counted as padding there; ONNX and torch do not count it."""
+    kernel = judged.layer.kernel
+    return isinstance(kernel, g.AveragePool) and kernel.count_pads and kernel.window.overhang != (0, 0)
+
+
 def _hard_swish_of_small_scales(judged: JudgedLayer, inputs: list[Int8Array]) -> bool:
     """Its last shift is wider than the 16 bits that it shifts."""
     return operator_of(judged) == "hard swish" and judged.layer.sources[0].scale / judged.layer.scale < 2**-9
@@ -104,6 +110,7 @@ CONDITIONS: dict[str, Condition] = {
     "add: element counts that are no multiple of 16": _no_multiple_of_16(g.Add),
     "add: sums beyond 2^15 output steps": _sums_beyond_16_bits,
     "add: operands' scales outside of [2^-10, 2^8) output scales": _ratios_outside(g.Add, 2**-10, 2**8),
+    "average pool: ceil_mode with padding that counts": _overhang_beside_counted_pads,
     "concat: operands whose element count is no multiple of 16": _no_multiple_of_16(g.Concat),
     "concat: operands' scales outside of [2^-8, 2^7) output scales": _ratios_outside(g.Concat, 2**-8, 2**7),
     "hard swish: input scales below 2^-9 output scales": _hard_swish_of_small_scales,
