@@ -9,9 +9,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from .comparison import JUDGES, Finding
-from .jobs import judge_random, judge_real
+from .jobs import judge_random, judge_random_statically, judge_real
 from .page import markdown
 from .real_networks import REAL
+from .static_comparison import StaticFinding
 
 _PAGE = Path(__file__).parents[2] / "docs" / "conformance-independent.md"
 
@@ -24,12 +25,13 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"write docs/{_PAGE.name}")
     given = parser.parse_args()
     started = time.monotonic()
-    findings: list[Finding] = []
+    findings: list[Finding | StaticFinding] = []
     with ProcessPoolExecutor(given.processes, multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(judge_real, name) for name in REAL]
-        for name in JUDGES:
-            for first in range(0, given.networks, 20):
-                futures.append(pool.submit(judge_random, name, range(first, min(first + 20, given.networks))))
+        for first in range(0, given.networks, 20):
+            seeds = range(first, min(first + 20, given.networks))
+            futures += [pool.submit(judge_random, name, seeds) for name in JUDGES]
+            futures.append(pool.submit(judge_random_statically, seeds))
         for future in futures:
             for finding in future.result():
                 findings.append(finding)

@@ -56,11 +56,6 @@ class Finding:
     weights: int
     differences: tuple[str, ...]
 
-    @property
-    def is_random(self) -> bool:
-        """Whether its network was drawn."""
-        return self.network.startswith("random ")
-
 
 def judge(subject: Subject, by: Judge, per_channel: bool = True) -> Finding:
     """Compiles a network, quantizes it by the page, runs that in the engine, and compares all there is."""

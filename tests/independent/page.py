@@ -1,8 +1,10 @@
 """What was found, as docs/conformance-independent.md."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from .comparison import JUDGES, Finding
+from .static_comparison import StaticFinding
 
 _HEAD = """# The compiler before a second opinion
 
@@ -16,7 +18,26 @@ compiler and both backends make of the same float network. {differences}
 """
 
 
-def markdown(findings: Iterable[Finding]) -> str:
+_STATIC = """
+## Before `quantize_static`
+
+ONNX Runtime's own quantizer, QDQ format, on the same float models with the same ranges, after its own
+optimizer folded batch norm and constants into weights:
+
+| | networks | tensors | zero points at a tie | weight scales | codes | biases | in float32 | differences |
+|---|---|---|---|---|---|---|---|---|
+{rows}
+
+Tensors: scale and zero point. Zero points at a tie: `quantize_static` divides by the scale before float32
+rounds it, the compiler after, so a range that is symmetric about 0 may get 0 instead of -1. In float32: it
+multiplies the two scales of a bias in float32, the compiler in float64, so such a code may be another
+number; the compiler's must be the nearest to the real bias. A channel of zeros takes the scale 1 there,
+output scale / input scale here. Average pools keep the input's scale there and are not compared, nor is
+what inherits it. Everything else must be equal.
+"""
+
+
+def markdown(findings: Iterable[Finding | StaticFinding]) -> str:
     """The page."""
     findings = list(findings)
     total = sum(len(finding.differences) for finding in findings)
@@ -24,19 +45,28 @@ def markdown(findings: Iterable[Finding]) -> str:
     lines = [_HEAD.format(differences=words)]
     lines += ["| | engine | networks | layers | outputs | weight and bias codes | differences |"]
     lines += ["|---|---|---|---|---|---|---|"]
-    real = list(dict.fromkeys(f.network for f in findings if not f.is_random))
-    groups = [("random networks", [f for f in findings if f.is_random])]
-    groups += [(name, [f for f in findings if f.network == name]) for name in real]
-    for title, group in groups:
+    engines = [finding for finding in findings if isinstance(finding, Finding)]
+    for title, group in _groups(engines):
         for name in JUDGES:
             some = [finding for finding in group if finding.judge == name]
             if some:
-                lines.append(_row(title, name, some))
-    return "\n".join(lines) + "\n"
+                lines.append(_row([title, name], some, ("layers", "elements", "weights")))
+    static = [finding for finding in findings if isinstance(finding, StaticFinding)]
+    keys = ("tensors", "ties", "channels", "codes", "biases", "off_biases")
+    rows = [_row([title], group, keys) for title, group in _groups(static)]
+    return "\n".join(lines) + "\n" + _STATIC.format(rows="\n".join(rows))
 
 
-def _row(title: str, engine: str, findings: list[Finding]) -> str:
-    sums = (sum(getattr(f, key) for f in findings) for key in ("layers", "elements", "weights"))
+def _groups(findings: list[Any]) -> Iterator[tuple[str, list[Any]]]:
+    """All random networks together, each real one by itself."""
+    yield "random networks", [f for f in findings if f.network.startswith("random ")]
+    for name in dict.fromkeys(f.network for f in findings):
+        if not name.startswith("random "):
+            yield name, [f for f in findings if f.network == name]
+
+
+def _row(titles: list[str], findings: Sequence[Finding | StaticFinding], keys: tuple[str, ...]) -> str:
+    sums = (sum(getattr(f, key) for f in findings) for key in keys)
     differences = sum(len(f.differences) for f in findings)
-    cells = [title, engine, str(len(findings)), *(f"{n:,}" for n in sums), str(differences)]
+    cells = [*titles, str(len(findings)), *(f"{n:,}" for n in sums), str(differences)]
     return f"| {' | '.join(cells)} |"

@@ -31,6 +31,7 @@ class CompiledLayer:
     Attributes:
         name: value name.
         op: as the layer map calls it.
+        inputs: value names of what it reads.
         y: of its output.
         weights: codes, scales and bias codes; None without weights.
         codes: its output by value, int8 (n, ...).
@@ -38,6 +39,7 @@ class CompiledLayer:
 
     name: str
     op: str
+    inputs: tuple[str, ...]
     y: Quantization
     weights: QuantizedWeights | None
     codes: np.ndarray
@@ -47,6 +49,7 @@ class CompiledLayer:
 class Compiled:
     """A whole network as the product sees it."""
 
+    input: str
     x: Quantization
     layers: tuple[CompiledLayer, ...]
 
@@ -95,6 +98,7 @@ def compile_and_run(
         if made is not None:
             weights = QuantizedWeights(made.codes, made.scales.astype(np.float32), made.bias)
         y = Quantization(np.float32(spec.output.scale), spec.output.zero_point)
-        layers.append(CompiledLayer(spec.name, spec.op, y, weights, tensors[index]))
+        layers.append(CompiledLayer(spec.name, spec.op, spec.inputs, y, weights, tensors[index]))
     entry = program.layer_map.input
-    return Compiled(Quantization(np.float32(entry.scale), entry.zero_point), tuple(layers))
+    x = Quantization(np.float32(entry.scale), entry.zero_point)
+    return Compiled(entry.name, x, tuple(layers))

@@ -327,7 +327,8 @@ def draw(seed: int, for_tflite: bool = False) -> Subject:
             del node.attribute[:]
             node.attribute.extend([*kept, helper.make_attribute("pads", d.spelled_out[node.output[0]])])
     network = read(proto.SerializeToString(), images)
-    ranges = {name: _disturbed(rng, *span) for name, span in network.ranges.items()}
+    disturbed = {name: _disturbed(rng, *span) for name, span in network.ranges.items()}
+    ranges = {name: (float(np.float32(a)), float(np.float32(b))) for name, (a, b) in disturbed.items()}
     codes = rng.integers(-128, 128, shape).astype(np.int8)
     return Subject(f"random {seed}", model, network, ranges, codes)
 
