@@ -6,7 +6,7 @@ from typing import Any
 from .comparison import JUDGES, Finding
 from .static_comparison import StaticFinding
 
-_HEAD = """# The compiler before a second opinion
+HEAD = """# The compiler before a second opinion
 
 Written by `make conformance` (`python -m tests.independent --write`). The judges of
 [the conformance matrix](conformance-matrix.md) are given scales, zero points, codes, pads and fused bounds
@@ -18,7 +18,7 @@ compiler and both backends make of the same float network. {differences}
 """
 
 
-_STATIC = """
+STATIC = """
 ## Before `quantize_static`
 
 ONNX Runtime's own quantizer, QDQ format, on the same float models with the same ranges, after its own
@@ -31,9 +31,10 @@ optimizer folded batch norm and constants into weights:
 Tensors: scale and zero point. Zero points at a tie: `quantize_static` divides by the scale before float32
 rounds it, the compiler after, so a range that is symmetric about 0 may get 0 instead of -1. In float32: it
 multiplies the two scales of a bias in float32, the compiler in float64, so such a code may be another
-number; the compiler's must be the nearest to the real bias. A channel of zeros takes the scale 1 there,
-output scale / input scale here. Average pools keep the input's scale there and are not compared, nor is
-what inherits it. Everything else must be equal.
+number; the compiler's must be the nearest to the real bias (where something was folded into it, in another
+order of float32 operations: by one). A channel of zeros takes the scale 1 there, output scale / input scale
+here. Average pools keep the input's scale there and are not compared, nor is what inherits it. Everything
+else must be equal.
 """
 
 
@@ -42,7 +43,7 @@ def markdown(findings: Iterable[Finding | StaticFinding]) -> str:
     findings = list(findings)
     total = sum(len(finding.differences) for finding in findings)
     words = "**Nothing differs.**" if not total else f"**{total} differences.**"
-    lines = [_HEAD.format(differences=words)]
+    lines = [HEAD.format(differences=words)]
     lines += ["| | engine | networks | layers | outputs | weight and bias codes | differences |"]
     lines += ["|---|---|---|---|---|---|---|"]
     engines = [finding for finding in findings if isinstance(finding, Finding)]
@@ -54,7 +55,7 @@ def markdown(findings: Iterable[Finding | StaticFinding]) -> str:
     static = [finding for finding in findings if isinstance(finding, StaticFinding)]
     keys = ("tensors", "ties", "channels", "codes", "biases", "off_biases")
     rows = [_row([title], group, keys) for title, group in _groups(static)]
-    return "\n".join(lines) + "\n" + _STATIC.format(rows="\n".join(rows))
+    return "\n".join(lines) + "\n" + STATIC.format(rows="\n".join(rows))
 
 
 def _groups(findings: list[Any]) -> Iterator[tuple[str, list[Any]]]:

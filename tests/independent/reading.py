@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import ModelProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 _LOOK_AT_SHAPES = ("Shape", "Size")
 _SAME_VALUE = ("Identity", "Dropout", "Cast", "CastLike")
@@ -95,6 +95,30 @@ def read(model: bytes, images: np.ndarray) -> FloatNetwork:
         {name: (float(values[name].min()), float(values[name].max())) for name in kept},
         uses,
     )
+
+
+def write(network: FloatNetwork) -> bytes:
+    """The network without what an exporter leaves around it: every constant is an initializer."""
+    nodes, constants = [], {}
+    for node in network.nodes:
+        activations = iter(node.inputs)
+        names = []
+        for index in range(max(len(node.inputs) + len(node.constants), *(i + 1 for i in node.constants), 1)):
+            if index in node.constants:
+                names.append(f"{node.output}/{index}")
+                constants[names[-1]] = node.constants[index]
+            else:
+                names.append(next(activations, ""))
+        nodes.append(helper.make_node(node.op, names, [node.output], node.output, **node.fields))
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info(network.input, TensorProto.FLOAT, network.shapes[network.input])],
+        [helper.make_tensor_value_info(network.output, TensorProto.FLOAT, network.shapes[network.output])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return bytes(model.SerializeToString())
 
 
 def _data_inputs(node: onnx.NodeProto) -> list[str]:
