@@ -271,22 +271,24 @@ def test_one_rounding_of_a_tie(
 
 @each_backend
 def test_product_beyond_float32(backend: type[Backend]) -> None:
-    """1,048 * 127 * 127 + 127 * 40 + 15 is 16,908,287, one less than 64.5 * 2^18: code 64 at 2^18.
+    """2,486 * 127 * 127 + 127 * 89 + 35 is 40,108,032, which is 76.5 * 2^19: rounded up once, code 77.
 
-    float32 has even numbers only there, and 16,908,288 is the nearest with an even half: code 65.
+    float32 counts in fours there, so that adding 16,129 again and again loses something each time: code 76.
     """
-    constants = {"zero": [0], "one": [1], "two": [2]}
+    constants = {"zero": [0], "one": [1], "all": [99]}
     nodes = [
         helper.make_node("Slice", ["x", "zero", "one", "one"], ["a"], "first_row"),
-        helper.make_node("Slice", ["x", "one", "two", "one"], ["r"], "second_row"),
+        helper.make_node("Slice", ["x", "one", "all", "one"], ["r"], "other_rows"),
         helper.make_node("Transpose", ["r"], ["b"], "turn", perm=[0, 2, 1]),
         helper.make_node("MatMul", ["a", "b"], ["y"], "product"),
     ]
     initializers = {name: np.array(value, np.int64) for name, value in constants.items()}
-    scales = {"x": Scale(1.0, 0), "y": Scale(2.0**18, 0)}
-    net = single_layer("tosa-single", nodes, (2, 1050), scales, initializers)
-    rows = np.array([[127] * 1049 + [15], [127] * 1048 + [40, 1]], np.int8)
-    assert net.run(backend, rows[None])["y"].tolist() == [[[64]]]
+    scales = {"x": Scale(1.0, 0), "y": Scale(2.0**19, 0)}
+    net = single_layer("tosa-single", nodes, (33, 2488), scales, initializers)
+    rows = np.full((33, 2488), 127, np.int8)
+    rows[0, -1], rows[1:, -1] = 35, 1
+    rows[np.arange(1, 33), np.arange(32) * 64] = 89
+    assert net.run(backend, rows[None])["y"].tolist() == [[[77] * 32]]
 
 
 @each_backend
@@ -319,3 +321,18 @@ def test_average_pool_by_reciprocal_keeps_its_scale(backend: type[Backend]) -> N
     assert (output.scale, output.zero_point) == (1.0, 3)
     batch = np.array([7, 9], np.int8).reshape(1, 1, 1, 2)
     assert list(program.forward(batch, ()))[-1].data.reshape(-1).tolist() == [8]
+
+
+@each_backend
+def test_ratio_that_no_multiplier_holds_is_zero(backend: type[Backend]) -> None:
+    """127 * 127 + 127 times 2^-34 is a millionth of a code; times 2^-8 it is 63.5, away from zero 64."""
+    for exponent, expected in ((-34, 0), (-8, 64)):
+        codes = fully_connected(backend, "tflm", [[127, 1]], (2.0**exponent, 1.0), [[127, 127], [-127, -127]])
+        assert codes == [[expected], [-expected]]
+
+
+@each_backend
+def test_channel_without_weights_counts_its_bias_in_output_codes(backend: type[Backend]) -> None:
+    """0.3 at 1/4 is 1.2, code 1; 0.4 is 1.6, code 2; the input's step of 1 would hold neither."""
+    weight = [[0.0, 0.0], [0.0, 0.0]]
+    assert fully_connected(backend, "tflm", weight, (1.0, 0.25), [[5, -5]], [0.3, 0.4]) == [[1, 2]]
