@@ -68,13 +68,14 @@ class CallInterceptor(grpc.ServerInterceptor):
         method: str = details.method
         needs_token = self._token is not None and not method.startswith(_OPEN_SERVICE)
         header = next((str(v) for k, v in details.invocation_metadata if k == TOKEN_METADATA_KEY), "")
+        allowed = not needs_token or token_matches(header, self._token or "")
         call = _Call(
             method=method,
             takes_stream=handler.request_streaming,
             behavior=_behavior(handler),
             parse=handler.request_deserializer,
-            allowed=not needs_token or token_matches(header, self._token or ""),
-            ticket=self._silent.enter(),
+            allowed=allowed,
+            ticket=self._silent.enter() if allowed else Ticket(),
         )
         if handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(
