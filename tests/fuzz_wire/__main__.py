@@ -3,6 +3,7 @@
 import argparse
 import json
 import random
+import re
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -35,9 +36,15 @@ def main() -> int:
         plan = Plan(60 * given.minutes, seed, given.clients, given.pause_s, given.deadline_s, log)
         report = run(plan, lambda text: print(text, flush=True))
     if given.json:
-        given.json.write_text(json.dumps(report, indent=1) + "\n")
+        given.json.write_text(_as_json(report))
     _print(report, Console(width=140))
     return 1 if report["violations"] else 0
+
+
+def _as_json(report: Mapping[str, Any]) -> str:
+    """JSON with a line for each row of numbers."""
+    text = json.dumps(report, indent=1)
+    return re.sub(r"\[[\s\d.,-]+\]", lambda row: " ".join(row[0].split()), text) + "\n"
 
 
 def _print(report: Mapping[str, Any], console: Console) -> None:
@@ -55,11 +62,11 @@ def _print(report: Mapping[str, Any], console: Console) -> None:
         f"{well['refusals']} refusals, longest step {well['longest_step_s']:.1f} s"
     )
     console.print(f"always answered: {report['pulse']['answers']}, longest {report['pulse']['longest_s']} s")
-    for moment in ("quiet_before", "quiet_after"):
-        console.print(f"server, {moment.replace('_', ' ')}: {server[moment]}")
-    console.print(
-        f"resident memory: {server['slope_mib_per_min']} MiB a minute; ended in {server['stop_s']} s"
-    )
+    console.print(f"server in quiet moments, {', '.join(server['columns'])}:")
+    for moment in server["quiet"]:
+        console.print(f"  {moment}")
+    slope = server["slope_mib_per_min"]
+    console.print(f"resident memory: {slope} MiB a minute; ended in {server['stop_s']} s")
     for violation in report["violations"]:
         console.print(f"VIOLATION: {violation}", markup=False, style="red", soft_wrap=True)
     if report["violations"]:

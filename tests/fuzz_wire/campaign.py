@@ -1,10 +1,10 @@
-"""One run: warm-up, a quiet moment, the attack, a quiet moment, and the verdict."""
+"""One run: warm-up, a quiet moment, attacks with a quiet moment after each, and the verdict."""
 
 import multiprocessing
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from .verdict import judge_process, judge_witness, slope_mib_per_min, typical
 from .witness import Witness
 
 _QUIET_SAMPLES = 5
+_ROUND_S = 540.0
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,11 @@ class Plan:
     log: Path
 
     @property
-    def warm_up_s(self) -> float:
-        """Attack before the first quiet moment: caches, pools and arenas fill."""
-        return min(300.0, self.seconds / 3)
+    def attacks_s(self) -> tuple[float, ...]:
+        """Attacks with a quiet moment after each; the first is the warm-up: caches and pools fill."""
+        warm_up = min(300.0, self.seconds / 3)
+        rounds = max(1, round((self.seconds - warm_up) / _ROUND_S))
+        return (warm_up, *[(self.seconds - warm_up) / rounds] * rounds)
 
     @property
     def settle_s(self) -> float:
@@ -73,19 +76,14 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     samples: list[Sample] = []
     violations: list[str] = []
     told: dict[str, Any] = {"attacks": {}, "violations": []}
-    baseline = final = under_attack = None
+    quiet: list[Sample] = []
     try:
-        say("warm-up")
-        going.set()
-        _watch(server, samples, plan.warm_up_s, plan.sample_s)
-        going.clear()
-        baseline = _quiet(server, samples, plan)
-        say(f"attack; quiet before it: {_brief(baseline)}")
-        going.set()
-        under_attack = _watch(server, samples, plan.seconds - plan.warm_up_s, plan.sample_s)
-        going.clear()
-        final = _quiet(server, samples, plan)
-        say(f"quiet after it: {_brief(final)}")
+        for seconds in plan.attacks_s:
+            going.set()
+            _watch(server, samples, seconds, plan.sample_s)
+            going.clear()
+            quiet.append(_quiet(server, samples, plan))
+            say(f"after {quiet[-1].at_s:.0f} s: {_brief(quiet[-1])}")
     except _ServerDiedError as death:
         violations.append(str(death))
     finally:
@@ -102,8 +100,8 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
     violations += told["violations"] + judge_witness(tally, plan.deadline_s)
     violations += [f"not answered: {question}" for question in unanswered]
     violations += [f"server's log: {line}" for line in server.complaints()[:20]]
-    if baseline and final and under_attack:
-        violations += judge_process(baseline, final, under_attack)
+    if quiet:
+        violations += judge_process(quiet)
     if status != 0:
         violations.append(f"the server ended with exit status {status} (None: it had to be killed)")
     return {
@@ -117,10 +115,10 @@ def run(plan: Plan, say: Callable[[str], None]) -> dict[str, Any]:
         "pulse": {"answers": dict(pulse.answers), "longest_s": round(pulse.longest_s, 2)},
         "server": {
             "stop_s": round(took_s, 2),
-            "quiet_before": baseline and asdict(baseline),
-            "quiet_after": final and asdict(final),
-            "slope_mib_per_min": under_attack and round(slope_mib_per_min(under_attack), 3),
-            "samples": [list(asdict(sample).values()) for sample in samples],
+            "slope_mib_per_min": slope_mib_per_min(quiet) if quiet else None,
+            "columns": [field.name for field in fields(Sample)],
+            "quiet": [list(astuple(sample)) for sample in quiet],
+            "samples": [list(astuple(sample)) for sample in samples],
         },
     }
 

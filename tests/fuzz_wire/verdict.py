@@ -10,9 +10,8 @@ from .witness import Tally
 RSS_TOLERANCE_MIB = 64.0
 THREAD_TOLERANCE = 8
 DESCRIPTOR_TOLERANCE = 4
-# Over the second half of the attack; below ten minutes noise is larger than any slope that one could name.
+# From one quiet moment to the next in the second half of a run, where there are at least three.
 SLOPE_MIB_PER_MIN = 0.5
-SLOPE_MIN_MINUTES = 10.0
 
 
 def typical(samples: Sequence[Sample]) -> Sample:
@@ -27,20 +26,23 @@ def typical(samples: Sequence[Sample]) -> Sample:
     )
 
 
-def slope_mib_per_min(samples: Sequence[Sample]) -> float:
-    """Least-squares slope of the resident memory over the second half of the samples' time."""
-    middle = (samples[0].at_s + samples[-1].at_s) / 2
-    late = [sample for sample in samples if sample.at_s >= middle]
+def slope_mib_per_min(quiet: Sequence[Sample]) -> float | None:
+    """Least-squares slope of the resident memory over the second half; None: too few quiet moments."""
+    middle = (quiet[0].at_s + quiet[-1].at_s) / 2
+    late = [sample for sample in quiet if sample.at_s >= middle]
+    if len(late) < 3:
+        return None
     mean_t = sum(s.at_s for s in late) / len(late)
     mean_m = sum(s.rss_mib for s in late) / len(late)
     spread = sum((s.at_s - mean_t) ** 2 for s in late)
     covariance = sum((s.at_s - mean_t) * (s.rss_mib - mean_m) for s in late)
-    return 60.0 * covariance / spread if spread else 0.0
+    return 60.0 * covariance / spread
 
 
-def judge_process(baseline: Sample, final: Sample, under_attack: Sequence[Sample]) -> list[str]:
-    """What is not flat: the server's process before the attack, with warm caches, and after it."""
+def judge_process(quiet: Sequence[Sample]) -> list[str]:
+    """What is not flat, from before the attack (with warm caches) over its pauses to after it."""
     wrong = []
+    baseline, final = quiet[0], quiet[-1]
     grown = (
         ("resident memory, MiB", baseline.rss_mib, final.rss_mib, RSS_TOLERANCE_MIB),
         ("threads", baseline.threads, final.threads, THREAD_TOLERANCE),
@@ -51,9 +53,8 @@ def judge_process(baseline: Sample, final: Sample, under_attack: Sequence[Sample
             wrong.append(f"{what}: {before} before the attack, {after} after it (tolerance {tolerance})")
     if final.sessions != 1 or final.queued > 1:
         wrong.append(f"{final.sessions} sessions and {final.queued} jobs are left; 1 session is legal")
-    minutes = (under_attack[-1].at_s - under_attack[0].at_s) / 60
-    slope = slope_mib_per_min(under_attack)
-    if minutes >= SLOPE_MIN_MINUTES and slope > SLOPE_MIB_PER_MIN:
+    slope = slope_mib_per_min(quiet)
+    if slope is not None and slope > SLOPE_MIB_PER_MIN:
         wrong.append(f"resident memory grows {slope:.2f} MiB a minute (tolerance {SLOPE_MIB_PER_MIN})")
     return wrong
 
