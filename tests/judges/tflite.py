@@ -157,7 +157,7 @@ def _activation(layer: Layer) -> int:
     q = Quantization(layer.scale, layer.output.zero_point)
     bounds = {"NONE": (None, None), "RELU": (0.0, None), "RELU6": (0.0, 6.0), "RELU_N1_TO_1": (-1.0, 1.0)}
     roundings = ("half_away", "half_even")
-    for (name, (low, high)), rounding in itertools.product(bounds.items(), roundings):
+    for rounding, (name, (low, high)) in itertools.product(roundings, bounds.items()):
         lowest = INT8_MIN if low is None else max(INT8_MIN, code_of(low, q, rounding))
         highest = INT8_MAX if high is None else min(INT8_MAX, code_of(high, q, rounding))
         if (lowest, highest) == (layer.output.low, layer.output.high):
