@@ -46,7 +46,7 @@ def test_block_is_equal_on_both_backends_and_close_to_float(name: str, profile: 
     entry = layer_map.input
     batch = np.clip(np.rint(x.numpy() / entry.scale) + entry.zero_point, -128, 127).astype(np.int8)
     taps = range(len(layer_map.layers))
-    for expected, actual in zip(*(program.forward(batch, taps) for program in programs), strict=True):
+    for expected, actual in zip(*(filter(None, p.forward(batch, taps)) for p in programs), strict=True):
         layer = layer_map.layers[expected.layer]
         assert actual.data.shape == (4, *layer.output.shape)
         np.testing.assert_array_equal(actual.data, expected.data, err_msg=f"{layer.op} {layer.name}")
