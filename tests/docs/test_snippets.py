@@ -198,3 +198,13 @@ def test_commands_in_running_text_exist() -> None:
             assert helps[key], command
             for flag in (part.split("=")[0] for part in rest if part.startswith("--")):
                 assert f"{flag} " in helps[key].replace(",", " "), command
+
+
+def test_the_readme_counts_what_the_matrix_counts() -> None:
+    """Outputs compared, in millions, are those of the page that `make conformance` writes."""
+    page = (ROOT / "docs" / "conformance-matrix.md").read_text()
+    counted = re.search(r"\*\*([\d,]{9,}) ", page)
+    quoted = re.search(r"has ([\d,]+)\s+million outputs compared", (ROOT / "README.md").read_text())
+    assert counted is not None
+    assert quoted is not None
+    assert int(quoted[1].replace(",", "")) == int(counted[1].replace(",", "")) // 10**6
