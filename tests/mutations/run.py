@@ -14,7 +14,7 @@ from pathlib import Path
 from .killers import KILLERS
 from .mutants import ROOT, Mutant
 
-_COPIED = ("npu_server", "npu_wire", "tests", "pyproject.toml")
+_COPIED = ("npu_server", "npu_wire", "trainer_client", "tests", "pyproject.toml")
 _LEFT_OUT = shutil.ignore_patterns("*.safetensors", "*.csv", ".hypothesis", ".pytest_cache")
 TIMEOUT_S = 400
 
