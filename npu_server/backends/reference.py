@@ -170,7 +170,7 @@ class ReferenceKernels:
                     np.prod(np.take(x.shape, kernel.axes)),
                 )
                 if isinstance(kernel, Sum):
-                    return elementwise.total(total, layer.sources[0], layer.scale, out, profile)
+                    return elementwise.total(total, int(count), layer.sources[0], layer.scale, out, profile)
                 return elementwise.average(total, count, layer.sources[0], layer.scale, out, "mean", profile)
             case Largest():
                 highest: Int8Array = x.max(axis=kernel.axes)

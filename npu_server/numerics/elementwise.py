@@ -180,7 +180,8 @@ def average(
     if rule.method == "reciprocal":
         return to_int8(_times_reciprocal(total, count), out)
     if rule.method == "float32_codes":
-        return _average_of_codes(total, count, source, scale, out)
+        factor = (np.float32(source.scale) / np.float32(scale)) * (np.float32(1) / count.astype(np.float32))
+        return _float32_of_codes(total, count, np.asarray(factor), source, out)
     requantization = profile.requantize_in(operator)
     kind = requantization.multiplier
     if kind == "float32":
@@ -199,9 +200,27 @@ def average(
     return codes
 
 
-def total(sums: Int64Array, source: Quantization, scale: float, out: Output, profile: Profile) -> Int8Array:
-    """A sum over axes: (code - zero point) added up exactly, then requantized."""
-    return requantize(sums, make_multiplier(np.array(source.scale), scale, profile.requantize), out)
+def total(
+    sums: Int64Array, count: int, source: Quantization, scale: float, out: Output, profile: Profile
+) -> Int8Array:
+    """A sum over axes (`SumRule`).
+
+    Args:
+        sums: of (code - zero point) over the axes, int64.
+        count: elements of each sum.
+        source: of the input.
+        scale: of the output.
+        out: zero point and clamp of the output.
+        profile: the arithmetic.
+    """
+    if profile.reduce_sum.method == "requantize":
+        return requantize(sums, make_multiplier(np.array(source.scale), scale, profile.requantize), out)
+    factor = np.asarray(np.float32(source.scale) / np.float32(scale))
+    if profile.reduce_sum.method == "float32_codes":
+        return _float32_of_codes(sums, np.array(count), factor, source, out)
+    codes = (sums + count * source.zero_point).astype(np.float32)
+    real = codes * factor + np.float32(-source.zero_point) * factor * np.float32(count)
+    return to_int8(np.copysign(np.floor(np.abs(real) + np.float32(0.5)), real).astype(np.int64), out)
 
 
 def average_of_sums(
@@ -235,12 +254,11 @@ def average_float32(
     return to_int8(np.rint(real).astype(np.int64) - out.zero_point, out)
 
 
-def _average_of_codes(
-    total: Int64Array, count: Int64Array, source: Quantization, scale: float, out: Output
+def _float32_of_codes(
+    total: Int64Array, count: Int64Array, factor: npt.NDArray[Any], source: Quantization, out: Output
 ) -> Int8Array:
-    """XNNPACK's qs8 mean: the codes' own sum, the zero points in one float32 offset."""
-    n, zero_points = count.astype(np.float32), count * source.zero_point
-    factor = (np.float32(source.scale) / np.float32(scale)) * (np.float32(1) / n)
+    """XNNPACK's qs8 reductions: the codes' own sum times a factor, the zero points in one float32 offset."""
+    zero_points = count * source.zero_point
     offset = np.float32(out.zero_point) - zero_points.astype(np.float32) * factor
     real = (total + zero_points).astype(np.float32) * factor + offset
     return to_int8(np.rint(real).astype(np.int64) - out.zero_point, out)

@@ -21,6 +21,7 @@ from npu_server.numerics.rules import (
     HostFloatRule,
     LutRule,
     RequantizeRule,
+    SumRule,
     WeightRule,
 )
 from npu_server.numerics.version import ARITHMETIC_VERSION
@@ -54,6 +55,7 @@ class Profile:
     average_pool: AverageRule
     mean: AverageRule
     lut: LutRule
+    reduce_sum: SumRule = field(default_factory=SumRule)
     exceptions: Exceptions = field(default_factory=Exceptions)
     host_float: HostFloatRule = field(default_factory=HostFloatRule)
 
@@ -124,7 +126,7 @@ def parse_profile(text: str, file: str) -> Profile:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidProfile(f"profile {file}: not TOML: {error}") from error
-    required = {"name"} | {f.name for f in _sections() if f.name not in ("exceptions", "host_float")}
+    required = {"name"} | {f.name for f in _sections() if f.default_factory is dataclasses.MISSING}
     _check_keys(file, "", content, {f.name for f in dataclasses.fields(Profile)}, required)
     words = {"description": "", "judged_by": [], "unjudged": []} | content
     for key in ("name", "description"):

@@ -182,6 +182,19 @@ class AverageRule:
 
 
 @dataclass(frozen=True)
+class SumRule:
+    """A sum over axes.
+
+    Attributes:
+        method: "requantize" (the sum of the centred codes, by [requantize]), "float32_codes" (as for means:
+            XNNPACK), or "float32_half_away" (the sum of the codes themselves times a float32 factor, plus a
+            float32 offset that holds the input's zero point, half away, then the output's: LiteRT's ruy).
+    """
+
+    method: str = _key("requantize", "float32_codes", "float32_half_away", default="requantize")
+
+
+@dataclass(frozen=True)
 class LutRule:
     """A 256-entry table of a function.
 

@@ -49,24 +49,15 @@ class Case:
         return [rng.choice(codes, (self.batch, *shape)).astype(np.int8) for shape in judged.input_shapes]
 
 
-BITS = (1, 4, 24)
-"""Of the mantissas of scales: powers of two, small integers times these, any. What has few bits has ties, and
-they tell rules apart that agree elsewhere."""
-
-
-def rounded(x: np.ndarray | float, bits: int) -> np.ndarray:
-    """To so many bits."""
-    mantissa, exponent = np.frexp(x)
-    return np.ldexp(np.rint(mantissa * 2.0**bits), exponent - bits)
-
-
 class _Draw:
     """Draws one case."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.seed = seed
-        self.bits = int(self.rng.choice(BITS))
+        # Powers of two, small integers times powers of two, any: what has few bits has ties, and these tell
+        # rules apart that agree elsewhere.
+        self.bits = int(self.rng.choice([1, 4, 24]))
         self.extreme = self.chance(0.15)
 
     def chance(self, share: float) -> bool:
@@ -91,7 +82,8 @@ class _Draw:
 
     def rounded(self, x: np.ndarray | float) -> np.ndarray:
         """To the number of bits that this case's scales have."""
-        return rounded(x, self.bits)
+        mantissa, exponent = np.frexp(x)
+        return np.ldexp(np.rint(mantissa * 2.0**self.bits), exponent - self.bits)
 
     def near(self, scale: float) -> Scale:
         """An output's scale: around another one, now and then far from it."""
@@ -236,6 +228,31 @@ def _pair(draw: _Draw, op: str) -> Case:
     return draw.case(nodes, shape, named, arrays | extra | bounds, draw.integer(1, 5))
 
 
+def _with_constant(draw: _Draw) -> Case:
+    """An activation beside a constant that differs from place to place, and so is no layer's weight."""
+    op = str(draw.rng.choice(["Add", "Sub", "Mul", "Div", "Concat"]))
+    shape, x = draw.image(channels=9), draw.scale()
+    size = shape if op == "Concat" else (shape[0] if draw.chance(0.5) else 1, *shape[1:])
+    reals = draw.rng.normal(0, 50 * x.scale, (1, *size))
+    if op == "Div":
+        reals = np.copysign(draw.rng.uniform(0.2, 5, reals.shape), reals)
+    largest = float(np.abs(reals).max())
+    sizes = {"Mul": x.scale * largest / 2, "Div": x.scale * 4}
+    y = draw.near(sizes.get(op, max(x.scale, largest / 127)))
+    order = ["k", "x"] if op in ("Add", "Sub", "Mul") and draw.chance(0.5) else ["x", "k"]
+    fields = {"axis": draw.integer(1, 3)} if op == "Concat" else {}
+    node = helper.make_node(op, order, ["y"], "constant", **fields)
+    return draw.case([node], shape, {"x": x, "y": y}, {"k": reals.astype(np.float32)}, draw.integer(1, 5))
+
+
+def _sum_over_pixels(draw: _Draw) -> Case:
+    x, shape = draw.scale(), draw.image(channels=24)
+    y = draw.near(x.scale * np.sqrt(shape[1] * shape[2]) * float(draw.rng.choice([0.5, 1, 4])))
+    axes = {"axes": np.array([2, 3], np.int64)}
+    node = helper.make_node("ReduceSum", ["x", "axes"], ["y"], "sum", keepdims=draw.integer(0, 1))
+    return draw.case([node], shape, {"x": x, "y": y}, axes, draw.integer(1, 97))
+
+
 def _product(draw: _Draw) -> Case:
     """A matrix product needs squares here: both factors come from one image."""
     channels, size = draw.integer(1, 8), draw.integer(1, 19)
@@ -327,9 +344,11 @@ DRAWS: dict[str, Callable[[_Draw], Case]] = {
     "mul": lambda d: _pair(d, "Mul"),
     "product of activations": _product,
     "concat": _concatenation,
+    "constant operands": _with_constant,
     "max pool": lambda d: _pool(d, "MaxPool"),
     "average pool": lambda d: _pool(d, "AveragePool"),
     "mean": lambda d: _unary(d, "GlobalAveragePool", batch=d.integer(1, 97)),
+    "reduce sum": _sum_over_pixels,
     "pad": _padded,
     "relu": _lone_clamp,
     "sigmoid": lambda d: _unary(d, "Sigmoid", Scale(1 / 256, -128)),

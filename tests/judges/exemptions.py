@@ -9,7 +9,7 @@ from npu_server.numerics.profile import Profile
 from npu_server.numerics.scales import Quantization
 from npu_wire.layer_map import INT8_MAX, INT8_MIN, Int8Array
 
-from .layers import JudgedLayer
+from .layers import JudgedLayer, constants_as_activations
 
 _BY_KERNEL: dict[type, str] = {
     g.Add: "add",
@@ -123,6 +123,7 @@ CONDITIONS: dict[str, Condition] = {
 
 def exemption(judged: JudgedLayer, inputs: list[Int8Array], profile: Profile) -> str:
     """The condition among a profile's `unjudged` entries that covers this layer; empty if none does."""
+    judged, inputs = constants_as_activations(judged, inputs)
     for entry in profile.unjudged:
         if entry in CONDITIONS and CONDITIONS[entry](judged, inputs):
             return entry

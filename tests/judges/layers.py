@@ -1,7 +1,7 @@
 """Layers of a compiled network, computed one by one by our backends on inputs that somebody else chose."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,13 +9,16 @@ import torch
 
 from npu_server.backends.emulator.kernels import EmulatorKernels
 from npu_server.backends.reference import ReferenceKernels
+from npu_server.compile import graph as g
 from npu_server.compile.fusion import fuse
 from npu_server.compile.lowering import Layer, lower
 from npu_server.compile.model import read_model
 from npu_server.compile.operators import import_model
+from npu_server.compile.pairs import in_order, quantizations
 from npu_server.compile.program import Kernels
 from npu_server.compile.weights import Prepared, prepare
 from npu_server.numerics.profile import Profile
+from npu_server.numerics.scales import Quantization
 from npu_wire.layer_map import Int8Array, MemoryLayout
 
 
@@ -40,6 +43,24 @@ class JudgedLayer:
 
 Job = tuple[JudgedLayer, list[Int8Array]]
 """A layer and what it is to be judged on."""
+
+
+def constants_as_activations(judged: JudgedLayer, inputs: list[Int8Array]) -> Job:
+    """The same layer with its constant operands among its inputs, where an engine's operator has them."""
+    layer, kernel, prepared = judged.layer, judged.layer.kernel, judged.prepared
+    batch = len(inputs[0])
+    if isinstance(kernel, g.Add | g.Sub | g.Mul) and prepared.operand is not None:
+        operand = np.broadcast_to(prepared.operand.codes, (batch, *layer.shape))
+        inputs = in_order(kernel, inputs, np.ascontiguousarray(operand))
+        sources = tuple(quantizations(layer, kernel, prepared))
+        return replace(judged, layer=replace(layer, kernel=type(kernel)(), sources=sources)), inputs
+    if isinstance(kernel, g.Concat) and kernel.constants:
+        inputs, own = list(inputs), list(layer.sources)
+        for (position, _), codes in zip(kernel.constants, prepared.joined, strict=True):
+            inputs.insert(position, np.ascontiguousarray(np.broadcast_to(codes, (batch, *codes.shape[1:]))))
+            own.insert(position, Quantization(layer.scale, layer.output.zero_point))
+        return replace(judged, layer=replace(layer, kernel=g.Concat(kernel.axis), sources=tuple(own))), inputs
+    return judged, inputs
 
 
 class Judge(Protocol):

@@ -11,7 +11,7 @@ from npu_server.compile.lowering import Layer
 from npu_server.numerics.scales import Quantization
 from npu_wire.layer_map import INT8_MAX, INT8_MIN, Int8Array
 
-from .layers import Job, JudgedLayer, Unjudged
+from .layers import Job, JudgedLayer, Unjudged, constants_as_activations
 
 _MICROSOFT = "com.microsoft"
 
@@ -76,7 +76,7 @@ class OnnxRuntimeJudge:
     def run_all(self, jobs: list[Job]) -> list[Int8Array]:
         """The outputs of several layers that stand side by side in one graph; see `Judge.run_all`."""
         authors, feeds = [], {}
-        for index, (judged, inputs) in enumerate(jobs):
+        for index, (judged, inputs) in enumerate(constants_as_activations(*job) for job in jobs):
             author = _Author(judged, f"layer{index}_")
             writer = _WRITERS.get(type(judged.layer.kernel).__name__)
             if writer is None:
@@ -140,8 +140,6 @@ def _matmul(a: _Author, kernel: g.MatMul) -> None:
 
 
 def _pair(a: _Author, kernel: g.Add | g.Mul) -> None:
-    if kernel.operand is not None:
-        raise Unjudged("a constant operand")
     names = [*a.triple("x0"), *a.triple("x1"), "s_y", "z_y"]
     a.node(f"QLinear{type(kernel).__name__}", names, _MICROSOFT)
 

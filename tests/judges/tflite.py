@@ -13,7 +13,7 @@ from npu_server.compile.lowering import Layer
 from npu_server.numerics.scales import Quantization, code_of
 from npu_wire.layer_map import INT8_MAX, INT8_MIN, Int8Array
 
-from .layers import Job, JudgedLayer, Unjudged, channels_first, channels_last
+from .layers import Job, JudgedLayer, Unjudged, channels_first, channels_last, constants_as_activations
 from .tflite_models import TfliteModel, schema
 
 Engine = Callable[[bytes, list[Int8Array]], list[Int8Array]]
@@ -39,7 +39,7 @@ class TfliteJudge:
 
     def run_all(self, jobs: list[Job]) -> list[Int8Array]:
         """The outputs of several layers that stand side by side in one model; see `Judge.run_all`."""
-        shaped = [_as_images_and_rows(*job) for job in jobs]
+        shaped = [_as_images_and_rows(*constants_as_activations(*job)) for job in jobs]
         for judged, _ in shaped:
             kernel = judged.layer.kernel
             if isinstance(kernel, g.Clamp) and not self.bounded_relu_rescales and kernel.high != np.inf:
@@ -257,18 +257,12 @@ def _gemm(a: _Author, kernel: g.Gemm) -> None:
 
 def _pair(a: _Author, kernel: g.Add | g.Sub | g.Mul) -> None:
     name = type(kernel).__name__
-    if kernel.operand is not None:
-        raise Unjudged("a constant operand")
-    if kernel.operand is not None:
-        raise Unjudged(f"{name.lower()} of an activation and a constant")
     fused = _activation(a.layer)
     a.model.operator(name.upper(), a.inputs, [a.output], f"{name}Options", 2, fusedActivationFunction=fused)
 
 
 def _concat(a: _Author, kernel: g.Concat) -> None:
     """TFLite joins tensors of one scale; QUANTIZE brings the operands there."""
-    if kernel.constants:
-        raise Unjudged("a concatenation with a constant")
     target, parts = Quantization(a.layer.scale, a.layer.output.zero_point), []
     for tensor, shape, source in zip(a.inputs, a.shapes, a.layer.sources, strict=True):
         if source != target:
@@ -299,11 +293,11 @@ def _pool(a: _Author, kernel: g.MaxPool | g.AveragePool) -> None:
     a.model.operator(name, a.inputs, [a.output], "Pool2DOptions", 2, **fields)
 
 
-def _mean(a: _Author, kernel: g.Mean) -> None:
+def _mean(a: _Author, kernel: g.Mean | g.Sum) -> None:
     if kernel.axes != (2, 3):
-        raise Unjudged("a mean over other axes than height and width")
-    axes = a.integers([1, 2])
-    a.model.operator("MEAN", [a.inputs[0], axes], [a.output], "ReducerOptions", 2, keepDims=len(a.shape) == 4)
+        raise Unjudged("a mean or a sum over other axes than height and width")
+    axes, name = a.integers([1, 2]), "SUM" if isinstance(kernel, g.Sum) else "MEAN"
+    a.model.operator(name, [a.inputs[0], axes], [a.output], "ReducerOptions", 2, keepDims=len(a.shape) == 4)
 
 
 def _pads_of_images(pads: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
@@ -363,6 +357,7 @@ _WRITERS: dict[str, Callable[[_Author, g.Kernel], None]] = {
     "MaxPool": _pool,
     "AveragePool": _pool,
     "Mean": _mean,
+    "Sum": _mean,
     "Pad": _pad,
     "Interpolate": _interpolate,
     "Select": _select,

@@ -11,7 +11,7 @@ from npu_server.compile import graph as g
 from npu_server.numerics.scales import Quantization
 from npu_wire.layer_map import INT8_MAX, INT8_MIN, Int8Array
 
-from .layers import Job, JudgedLayer, Unjudged, channels_first, channels_last
+from .layers import Job, JudgedLayer, Unjudged, channels_first, channels_last, constants_as_activations
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TosaJudge:
         """The outputs of several layers that stand side by side in one graph; see `Judge.run_all`."""
         graph = ts.TosaSerializer("", ts.ConstMode.EMBED)
         feeds = []
-        for judged, inputs in jobs:
+        for judged, inputs in (constants_as_activations(*job) for job in jobs):
             images = [channels_last(x) for x in inputs]
             feeds += images
             writer = _WRITERS.get(type(judged.layer.kernel).__name__)

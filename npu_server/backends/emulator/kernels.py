@@ -175,7 +175,8 @@ class EmulatorKernels:
         if isinstance(kernel, Mean):
             return stored(self._average(layer, shaped, np.array(count), "mean"))
         # These tensors are small: the specification itself finishes them.
-        codes = total(shaped.cpu().numpy(), layer.sources[0], layer.scale, layer.output, self._profile)
+        source, output = layer.sources[0], layer.output
+        codes = total(shaped.cpu().numpy(), count, source, layer.scale, output, self._profile)
         return stored(torch.from_numpy(codes).to(self._device))
 
     def _pair(
