@@ -143,7 +143,8 @@ class QatModule(nn.Module):
         Raises:
             NotCalibrated: `calibrate` has not been called.
             InvalidInput: a shape or dtype that was not compiled, or a batch that is too large.
-            NonFiniteInput: NaN or infinity in x.
+            NonFiniteInput: NaN or infinity in x, or in the weights as the NPU folds them. The step can be
+                repeated once they are repaired; so after any other refusal of weights.
             Timeout, ServerUnavailable, SessionLost, DeviceFault: see `npu_wire.errors`.
         """
         compiled = self._require_compiled()

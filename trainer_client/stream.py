@@ -297,8 +297,8 @@ class RemoteSession:
                 if time.monotonic() + delay_s > begin + limit_s:
                     self._give_up(
                         ServerUnavailable(
-                            f"no server answers at {self._transport.address} for {limit_s:g} s ({failure}); "
-                            "start it again and repeat the step: the session goes on where it was"
+                            f"no server at {self._transport.address} took the session in {limit_s:g} s "
+                            f"({failure}); start it again and repeat the step: the session goes on then"
                         )
                     )
                     return False
@@ -314,6 +314,7 @@ class RemoteSession:
         if self._session_id:
             self._transport.release(self._session_id)
         answer = self._transport.compile(self._model, self._ranges, self._patience.compile_timeout_s)
+        self._session_id = answer.session_id
         layer_map = LayerMap(
             tensor_spec_from_proto(answer.input),
             tuple(layer_spec_from_proto(layer) for layer in answer.layers),
@@ -323,7 +324,7 @@ class RemoteSession:
                 f"the server at {self._transport.address} now compiles the model to other layers or scales "
                 "than when the session began; start the same version again, or compile anew"
             )
-        self._layer_map, self._session_id = layer_map, answer.session_id
+        self._layer_map = layer_map
         self._max_in_flight, self._max_batch = server.max_in_flight, server.info.max_batch
         self._clock = ServerClock(server.clock_offset_ns)
         self._attach(new=True)
