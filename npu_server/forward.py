@@ -214,6 +214,10 @@ class ForwardStream:
         requests.on_stall(self._stalled)
         try:
             intake = self._attach()
+        except NpuError as error:
+            self._end(error)
+            return
+        try:
             for request in requests:
                 if self._ended.is_set():
                     return

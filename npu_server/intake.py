@@ -7,7 +7,7 @@ import numpy as np
 
 from npu_wire.errors import InvalidInput, NonFiniteInput, QuotaExceeded
 from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
-from npu_wire.tensors import Array, TensorAssembler, TensorHeader
+from npu_wire.tensors import Array, TensorAssembler, TensorHeader, header_of
 from npu_wire.v1 import npu_pb2, tensor_pb2
 
 
@@ -119,8 +119,7 @@ class Intake:
         self._update[name] = array
 
     def _weight_assembler(self, message: npu_pb2.WeightChunk) -> TensorAssembler:
-        assembler = TensorAssembler(message.chunk, self._max_bytes)
-        header = assembler.header
+        header = header_of(message.chunk)
         if header.name not in self._parameters:
             raise InvalidInput(
                 f"weight '{header.name}': no layer of this program derives from such an initializer"
@@ -134,7 +133,7 @@ class Intake:
             raise InvalidInput(f"weight '{header.name}' comes twice in version {message.weights_version}")
         self._update_bytes += header.nbytes
         self._check_size(f"weights version {message.weights_version}", self._update_bytes)
-        return assembler
+        return TensorAssembler(message.chunk, header.nbytes)
 
     def _take_commit(self, version: int) -> WeightUpdate:
         if version != self._update_version or not self._update:

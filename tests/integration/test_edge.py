@@ -154,7 +154,8 @@ BAD_STREAMS = {
     "empty commit": ([commit(1)], "InvalidInput", "no tensor has come"),
     "unknown weight": ([announced("nonesuch", (2,))], "InvalidInput", "no layer of this program"),
     "shape of a weight": ([announced("bias", (2,))], "InvalidInput", "compiled with float32 ()"),
-    "large weight": ([announced("big", (3, 1000, 1000))], "InvalidInput", "legal are 1000"),
+    "large weight": ([announced("big", (3, 1000, 1000))], "QuotaExceeded", "--max-session-bytes"),
+    "large batch": ([input_chunk(shape=[32, 2, 4, 4])], "QuotaExceeded", "batch 1 has 1024 bytes"),
     "type of a weight": ([announced("bias", (), tensor_pb2.DATA_TYPE_INT8)], "InvalidInput", "int8"),
     "version goes back": ([weight_chunk(5), commit(5), weight_chunk(4)], "InvalidInput", "not larger than 5"),
 }

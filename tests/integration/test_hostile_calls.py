@@ -8,7 +8,7 @@ import grpc
 import pytest
 from fake_backend import FakeBackend, Spawn, Start, wait_until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from raw_client import Raw, attach, commit, input_chunk, memory_of, weight_chunk
+from raw_client import Raw, announced, attach, commit, input_chunk, memory_of, weight_chunk
 
 from npu_wire.channel import status_parts
 from npu_wire.v1 import npu_pb2
@@ -185,6 +185,44 @@ def test_a_byte_now_and_then_is_a_stall_too(start: Start) -> None:
         list(dripping)
     assert caught.value.code() is grpc.StatusCode.CANCELLED
     raw.ended.set()
+
+
+def test_streams_that_wait_for_the_device_are_counted(start: Start, backend: FakeBackend) -> None:
+    """All of a session's: each replaces the one before, eight wait for the device, the next one may not."""
+    server = start()
+    busy, raw = Raw(server.address), Raw(server.address)
+    session_id = raw.compile()
+    backend.gate.clear()
+    at_work = busy.stub.Forward(iter([attach(busy.compile()), input_chunk()]))
+    assert backend.layer_began.acquire(timeout=LIMIT_S)
+    latest = raw.stub.Forward(itertools.chain([attach(session_id)], raw.silence()))
+    wait_until(lambda: server.status().sessions[0].attached)
+    for _ in range(7):
+        replaced = latest
+        latest = raw.stub.Forward(itertools.chain([attach(session_id)], raw.silence()))
+        assert raw.error(replaced)[1] == "SessionLost"
+    wait_until(lambda: server.status().queue_depth >= 8)
+    one_more = raw.stub.Forward(itertools.chain([attach(session_id)], raw.silence()))
+    assert raw.error(one_more)[:2] == ("RESOURCE_EXHAUSTED", "QuotaExceeded")
+    assert server.status().queue_depth <= 9  # the ninth asks for the device's health
+    backend.gate.set()
+    assert [answer.WhichOneof("kind") for answer in at_work] == ["attached", "tensor", "done"]
+    assert [a.WhichOneof("kind") for a in raw.stub.Forward(iter([attach(session_id)]))] == ["attached"]
+
+
+def test_a_name_cannot_forge_a_line_of_the_log(
+    spawn: Spawn, address: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What a client calls a weight stands in the log on one line, short."""
+    child = spawn()
+    raw = Raw(address)
+    name = "x\n2026-01-01 00:00:00,000 ERROR forged: " + "y" * 900
+    raw.error(raw.stub.Forward(iter([attach(raw.compile()), announced(name, (1,))])))
+    child.terminate()
+    child.wait(LIMIT_S)
+    written = capfd.readouterr().err
+    assert r"weight 'x\x0a2026-01-01" in written
+    assert "\n2026-01-01" not in written
 
 
 def test_a_health_list_names_every_service(start: Start) -> None:

@@ -49,15 +49,24 @@ class Case:
         return [rng.choice(codes, (self.batch, *shape)).astype(np.int8) for shape in judged.input_shapes]
 
 
+BITS = (1, 4, 24)
+"""Of the mantissas of scales: powers of two, small integers times these, any. What has few bits has ties, and
+they tell rules apart that agree elsewhere."""
+
+
+def rounded(x: np.ndarray | float, bits: int) -> np.ndarray:
+    """To so many bits."""
+    mantissa, exponent = np.frexp(x)
+    return np.ldexp(np.rint(mantissa * 2.0**bits), exponent - bits)
+
+
 class _Draw:
     """Draws one case."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.seed = seed
-        # Powers of two, small integers times powers of two, any: what has few bits has ties, and these tell
-        # rules apart that agree elsewhere.
-        self.bits = int(self.rng.choice([1, 4, 24]))
+        self.bits = int(self.rng.choice(BITS))
         self.extreme = self.chance(0.15)
 
     def chance(self, share: float) -> bool:
@@ -82,8 +91,7 @@ class _Draw:
 
     def rounded(self, x: np.ndarray | float) -> np.ndarray:
         """To the number of bits that this case's scales have."""
-        mantissa, exponent = np.frexp(x)
-        return np.ldexp(np.rint(mantissa * 2.0**self.bits), exponent - self.bits)
+        return rounded(x, self.bits)
 
     def near(self, scale: float) -> Scale:
         """An output's scale: around another one, now and then far from it."""

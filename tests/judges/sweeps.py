@@ -10,7 +10,7 @@ from npu_server.numerics.elementwise import CODES
 from npu_server.numerics.profile import Profile
 from npu_wire.layer_map import Int8Array
 
-from .cases import Scale
+from .cases import BITS, Scale, rounded
 from .cell import Cell, total
 from .exemptions import exemption
 from .layers import Job, Judge, Network, Unjudged
@@ -164,13 +164,15 @@ def _model(sweep: Sweep, inputs: list[Int8Array]) -> bytes:
 
 
 def _scales(sweep: Sweep, rng: Rng) -> dict[str, tuple[float, float]]:
-    """Ranges that make scales from 2^-12 to 2^4, a third of them powers of two, and outputs around them."""
-    powers = bool(rng.random() < 1 / 3)
+    """Ranges that make scales from 2^-12 to 2^4, a third of them powers of two, and outputs around them.
+
+    Another third has mantissas of four bits: 7/16 over 10/16 is a tie at every fifth code.
+    """
+    bits = int(rng.choice(BITS))
 
     def scale(low: float, high: float) -> float:
         """Between 2^low and 2^high."""
-        exponent = rng.integers(round(low), round(high) + 1) if powers else rng.uniform(low, high)
-        return float(np.float32(2.0**exponent))
+        return float(np.float32(rounded(2.0 ** rng.uniform(low, high), bits)))
 
     def zero_point() -> int:
         return int(rng.choice(_EDGES) if rng.random() < 0.5 else rng.integers(-128, 128))
