@@ -24,6 +24,7 @@ _READ_BY: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "exceptions.mean": ("mean.method", ("requantize",)),
     "exceptions.average_pool": ("average_pool.method", ("requantize",)),
     "add.left_shift": ("add.method", ("shifted_int32",)),
+    "lut.zero_point": ("activations.kind", ("affine",)),
     "mean.rounding": ("mean.method", ("input_scale",)),
     "average_pool.rounding": ("average_pool.method", ("input_scale",)),
 }
@@ -107,6 +108,8 @@ def _requantize_problems(key: str, rule: Mapping[str, Any], content: Mapping[str
             f"{key}.zero_point = 'before_rounding' needs multiplier 'float32', and exists in exceptions.mul "
             "only; elsewhere: 'after_rounding'"
         )
+    elif before and content["activations"]["kind"] == "symmetric":
+        yield f"{key}.zero_point is ignored with activations.kind = 'symmetric', where it is 0: leave it out"
 
 
 def _value(content: Mapping[str, Any], key: str) -> Any:

@@ -183,6 +183,19 @@ def test_a_key_that_nothing_reads_is_refused(profile: str, old: str, new: str, m
         parse_profile(shipped(profile).replace(old, new, 1), "f")
 
 
+def test_zero_points_that_are_always_zero_have_no_place() -> None:
+    """With symmetric activations it does not count when the zero point is added."""
+    text = shipped("pow2-trunc")
+    with pytest.raises(
+        InvalidProfile, match=r"lut\.zero_point is ignored with activations\.kind = 'symmetric'"
+    ):
+        parse_profile(text.replace("[lut]", '[lut]\nzero_point = "before_rounding"'), "f")
+    mul = '\n[exceptions.mul]\nmultiplier = "float32"\nrounding = "half_even"\nsteps = 1\n'
+    with pytest.raises(InvalidProfile, match=r"exceptions\.mul\.zero_point is ignored"):
+        parse_profile(text + mul + 'zero_point = "before_rounding"\n', "f")
+    parse_profile(text + mul, "f")
+
+
 def test_a_file_does_not_take_a_shipped_name(tmp_path) -> None:
     """Whoever reads "tflm" in a fingerprint may rely on what ships under it, whatever --profile PATH says."""
     path = tmp_path / "mine.toml"
