@@ -10,6 +10,7 @@ from rich.table import Table
 
 from npu_server.numerics.profile import Profile, list_profiles, load_profile
 from npu_server.numerics.rules import Exceptions, RequantizeRule
+from npu_server.numerics.version import ARITHMETIC_VERSION
 from npu_server.verdicts import verdicts
 
 
@@ -32,7 +33,7 @@ def print_profile(name_or_path: str, console: Console) -> None:
         console.print("a specification of its own: no engine computes alike", markup=False, soft_wrap=True)
     for verdict, operators in _by_verdict(profile).items():
         console.print(f"{verdict}: {', '.join(operators)}", markup=False, soft_wrap=True)
-    console.print(f"hash {profile.hash}", soft_wrap=True)
+    console.print(f"hash {profile.hash} (arithmetic version {ARITHMETIC_VERSION})", soft_wrap=True)
     table = Table("key", "value", "meaning", show_lines=True)
     for key, value, meaning in describe_keys(profile):
         table.add_row(escape(key), escape(value), escape(meaning))

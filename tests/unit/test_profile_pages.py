@@ -12,6 +12,7 @@ from single_layers import BACKENDS, Scale, single_layer
 from npu_server.__main__ import main
 from npu_server.backends.base import Backend, BackendOptions
 from npu_server.numerics.profile import Profile, list_profiles, load_profile
+from npu_server.numerics.version import ARITHMETIC_VERSION
 from npu_server.profile_pages import attribute_meanings, describe_keys
 
 PAGE = Path(__file__).parents[2] / "docs" / "describe-your-npu.md"
@@ -37,7 +38,7 @@ def test_show_prints_values_meanings_and_hash(capsys: pytest.CaptureFixture[str]
     """The hash is that of the fingerprint; an exception shows with its own rule."""
     assert main(["profiles", "show", "litert-reference"]) == 0
     printed = capsys.readouterr().out
-    assert load_profile("litert-reference").hash in printed
+    assert f"{load_profile('litert-reference').hash} (arithmetic version {ARITHMETIC_VERSION})" in printed
     assert "LiteRT reference" in printed
     rows = {key: value for key, value, _ in describe_keys(load_profile("litert-reference"))}
     assert rows["accumulator.bits"] == "32"
