@@ -110,6 +110,8 @@ def exception(name: str) -> str:
         ("onnxruntime", exception("concat"), r"exceptions\.concat .* concat\.method = 'table'"),
         ("litert-xnnpack", exception("concat"), r"exceptions\.concat .* 'multiplier_8bit'"),
         ("litert-xnnpack", exception("mean"), r"exceptions\.mean .* mean\.method = 'float32_codes'"),
+        ("onnxruntime", exception("add_operands"), r"exceptions\.add_operands .* = 'float32_fma'"),
+        ("litert-xnnpack", exception("sub_operands"), r"exceptions\.sub_operands .* 'multiplier_21bit'"),
         ("tflm", exception("average_pool"), r"exceptions\.average_pool .* = 'input_scale'"),
         ("tosa-double", exception("average_pool"), r"exceptions\.average_pool .* = 'reciprocal'"),
         ("onnxruntime", exception("average_pool"), r"exceptions\.average_pool .* = 'float32_sum'"),
@@ -119,7 +121,8 @@ def test_an_exception_that_nothing_reads_is_refused(profile: str, addition: str,
     """The message names the key that decides; beside the method that reads it, the same table is legal."""
     with pytest.raises(InvalidProfile, match=message):
         parse_profile(shipped(profile) + addition, "f")
-    parse_profile(shipped("pow2-trunc") + addition, "f")
+    reader = "tosa-single" if "operands" in addition else "pow2-trunc"
+    parse_profile(shipped(reader) + addition, "f")
 
 
 @pytest.mark.parametrize(
@@ -173,6 +176,13 @@ def test_an_exception_that_nothing_reads_is_refused(profile: str, addition: str,
             'kind = "affine"',
             'kind = "symmetric"',
             r"lut\.output = 'fixed' brings zero points",
+        ),
+        ("tflm", 'output = "fixed"\n', "", r"lut\.sigmoid = 'int32' needs lut\.output = 'fixed'"),
+        (
+            "litert-xnnpack",
+            'arithmetic = "float32"\n',
+            "",
+            r"lut\.sigmoid = 'float64' is ignored without lut\.arithmetic = 'float32'",
         ),
     ],
 )
