@@ -64,6 +64,19 @@ def memory_layout(probe: Probe) -> None:
             )
 
 
+def parameters_told(probe: Probe) -> None:
+    """A program tells name and shape of every initializer that its layers derive from."""
+    program = _program(probe)
+    told = dict(program.parameters)
+    for name, array in probe.case.weights().items():
+        if told.get(name) != array.shape:
+            raise Broken(f"parameters says {told.get(name)} of '{name}', whose shape is {array.shape}")
+    for layer in program.layer_map.layers:
+        if not told.keys() >= set(layer.parameters):
+            raise Broken(f"parameters lacks one of {layer.parameters}, from which '{layer.name}' derives")
+    program.close()
+
+
 def ordered_and_timed(probe: Probe) -> None:
     """Layers come in the order of execution, each begun before it ends."""
     program = _program(probe)
@@ -163,6 +176,7 @@ def in_process_checks() -> Iterator[tuple[str, Callable[[Probe], None]]]:
             paused_between_layers,
             negative_tap,
         ),
+        "weights": (parameters_told,),
         "lifecycle": (close_twice,),
     }
     for group, checks in groups.items():
