@@ -10,13 +10,12 @@ from rich.table import Table
 from npu_server.config import DescribeSettings
 from npu_wire.channel import (
     Security,
+    error_of,
     open_channel,
     parse_endpoint,
     read_token,
-    status_parts,
     token_metadata,
 )
-from npu_wire.errors import from_status
 from npu_wire.v1 import npu_pb2, npu_pb2_grpc
 
 
@@ -36,8 +35,7 @@ def describe(settings: DescribeSettings, console: Console) -> None:
                 npu_pb2.DescribeRequest(), timeout=settings.timeout_s, metadata=token_metadata(token)
             )
         except grpc.RpcError as error:
-            code, class_name, details = status_parts(error)
-            raise from_status(code, class_name, f"{settings.endpoint}: {details}") from None
+            raise error_of(error, settings.endpoint) from None
     if settings.json_output:
         print(json.dumps(MessageToDict(answer, preserving_proto_field_name=True), indent=2))
     else:

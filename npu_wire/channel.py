@@ -11,7 +11,15 @@ from typing import Any
 
 import grpc
 
-from npu_wire.errors import ERROR_KEY, InvalidInput
+from npu_wire.errors import (
+    ERROR_KEY,
+    InvalidInput,
+    NpuError,
+    ServerUnavailable,
+    Timeout,
+    Unauthenticated,
+    from_status,
+)
 
 MAX_MESSAGE_BYTES = 8 * 2**20
 TOKEN_METADATA_KEY = "authorization"
@@ -36,6 +44,16 @@ _COMMON: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
 )
+
+# Statuses that gRPC itself gives when a connection breaks; a server's own errors carry ERROR_KEY.
+_CONNECTION_LOST = ("UNAVAILABLE", "UNKNOWN", "INTERNAL", "CANCELLED")
+# What gRPC says of a TLS handshake that will not succeed by waiting.
+_HANDSHAKE = {
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is signed by no authority that is trusted here; give the "
+    "authority's file: tls_ca=FILE (--tls-ca FILE)",
+    "Hostname Verification Check failed": "its certificate is for another name; connect to one that is in it",
+    "WRONG_VERSION_NUMBER": "it does not speak TLS; connect without, or start it with a certificate",
+}
 
 
 def server_options() -> Options:
@@ -217,6 +235,21 @@ def status_parts(error: grpc.RpcError) -> tuple[str, str | None, str]:
     """Name of the status code, class name that the server sent (None: gRPC's own error), and message."""
     trailing: Any = error.trailing_metadata() or ()
     return error.code().name, dict(trailing).get(ERROR_KEY), error.details() or "no details"
+
+
+def error_of(error: grpc.RpcError, address: str) -> NpuError:
+    """The error that a failed call stands for: the server's own, or what is wrong with the way to it."""
+    code, class_name, details = status_parts(error)
+    if class_name is not None:
+        return from_status(code, class_name, details)
+    for sign, meaning in _HANDSHAKE.items():
+        if sign in details:
+            return Unauthenticated(f"no trust in the server at {address}: {meaning}")
+    if code in _CONNECTION_LOST:
+        return ServerUnavailable(f"no connection to {address}: {details}")
+    if code == "DEADLINE_EXCEEDED":
+        return Timeout(f"the server at {address} did not answer in time: {details}")
+    return from_status(code, None, details)
 
 
 def read_file(path: Path, what: str) -> bytes:

@@ -7,21 +7,12 @@ from typing import Any
 
 import grpc
 
-from npu_wire.channel import Endpoint, Security, open_channel, status_parts, token_metadata
-from npu_wire.errors import NpuError, ServerUnavailable, Timeout, Unauthenticated, from_status
+from npu_wire.channel import Endpoint, Security, error_of, open_channel, token_metadata
+from npu_wire.errors import NpuError
 from npu_wire.tensors import split_bytes
 from npu_wire.v1 import npu_pb2, npu_pb2_grpc, program_pb2
 from trainer_client.session import DeviceInfo, Ranges
 
-# Statuses that gRPC itself gives when a connection breaks; a server's own errors carry ERROR_KEY.
-_CONNECTION_LOST = ("UNAVAILABLE", "UNKNOWN", "INTERNAL", "CANCELLED")
-# What gRPC says of a TLS handshake that will not succeed by waiting.
-_HANDSHAKE = {
-    "CERTIFICATE_VERIFY_FAILED": "its certificate is signed by no authority that is trusted here; give the "
-    "authority's file: tls_ca=FILE (--tls-ca FILE)",
-    "Hostname Verification Check failed": "its certificate is for another name; connect to one that is in it",
-    "WRONG_VERSION_NUMBER": "it does not speak TLS; connect without, or start it with a certificate",
-}
 _CLOCK_SAMPLES = 8
 _RELEASE_TIMEOUT_S = 2.0
 
@@ -125,15 +116,7 @@ class Transport:
 
     def translate(self, error: grpc.RpcError) -> NpuError:
         """The error that a failed call stands for."""
-        code, class_name, details = status_parts(error)
-        for sign, meaning in _HANDSHAKE.items():
-            if class_name is None and sign in details:
-                return Unauthenticated(f"no trust in the server at {self.address}: {meaning}")
-        if class_name is None and code in _CONNECTION_LOST:
-            return ServerUnavailable(f"no connection to {self.address}: {details}")
-        if class_name is None and code == "DEADLINE_EXCEEDED":
-            return Timeout(f"the server at {self.address} did not answer in time: {details}")
-        return from_status(code, class_name, details)
+        return error_of(error, self.address)
 
     def close(self) -> None:
         """Closes the channel."""

@@ -128,6 +128,9 @@ def test_a_server_that_is_not_to_be_trusted(start: Start, certificates: Certific
     server = start(listen="localhost:0", tls_cert=certificates.cert, tls_key=certificates.key)
     with pytest.raises(Unauthenticated, match="signed by no authority that is trusted here"):
         connect(server.address, tls_ca=other.ca)
+    command = [sys.executable, "-m", "npu_server", "describe", "--endpoint", server.address, "--tls"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"error: no trust in the server at {server.address}: its certificate is signed" in told.stderr
     server = start(listen="localhost:0", tls_cert=other.cert, tls_key=other.key)
     with pytest.raises(Unauthenticated, match="its certificate is for another name"):
         connect(server.address, tls_ca=other.ca)
