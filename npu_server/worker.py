@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, InvalidStateError
@@ -21,14 +22,21 @@ _CLOSED = "the server is shutting down; try again when it is back"
 class DeviceWorker:
     """Runs jobs on one thread: in order within a session, in turn between sessions.
 
-    A turn is one step of a session's first job; then every other session with work has its turn before it
-    is this one's again. A job's exception goes to its future; the thread lives on.
+    The next step is of the session that has had the device for the shortest time, and among equals of the
+    one that has waited longest. Time in which a session wants nothing is not saved up. So whoever has little
+    to do waits for about one step of each other session, and whoever has much gets the same share as they.
+    A job's exception goes to its future; the thread lives on.
+
+    Args:
+        clock: monotonic seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._changed = threading.Condition()
-        # A session keeps its place while a step of it runs: what it queues meanwhile comes after the others.
-        self._queues: OrderedDict[str, deque[_Job]] = OrderedDict()
+        self._queues: OrderedDict[str, deque[_Job]] = OrderedDict()  # the one that ran last is last
+        self._used_s: dict[str, float] = {}
+        self._least_s = 0.0
         self._closing = False
         self._last: Callable[[], object] | None = None
         self._thread = threading.Thread(target=self._run, name="npu-device", daemon=True)
@@ -52,7 +60,10 @@ class DeviceWorker:
         with self._changed:
             if self._closing:
                 raise ServerUnavailable(_CLOSED)
-            self._queues.setdefault(session_id, deque()).append(job)
+            if session_id not in self._queues:
+                self._queues[session_id] = deque()
+                self._used_s[session_id] = max(self._used_s.get(session_id, 0.0), self._least_s)
+            self._queues[session_id].append(job)
             self._changed.notify()
         return job.future
 
@@ -92,17 +103,27 @@ class DeviceWorker:
                 if self._closing:
                     return False
                 self._changed.wait()
-            session_id, queue = next(iter(self._queues.items()))
+            session_id = min(self._queues, key=self._used_s.__getitem__)
+            queue = self._queues[session_id]
             job = queue[0]
+            self._least_s = self._used_s[session_id]
+        begin = self._clock()
         finished = job.step()
         with self._changed:
+            self._used_s[session_id] += self._clock() - begin
+            self._queues.move_to_end(session_id)
             if finished:
                 queue.popleft()
-            if queue:
-                self._queues.move_to_end(session_id)
-            else:
+            if not queue:
                 del self._queues[session_id]
+                self._forget_the_rested()
         return True
+
+    def _forget_the_rested(self) -> None:
+        """Drops the time of sessions that want nothing and would begin with the least again anyway."""
+        for session_id, used_s in list(self._used_s.items()):
+            if used_s <= self._least_s and session_id not in self._queues:
+                del self._used_s[session_id]
 
 
 @dataclass(eq=False)

@@ -10,7 +10,9 @@ import pytest
 from fake_backend import FakeBackend, FakeProgram, Start, expected, wait_until
 from raw_client import Raw, attach, input_chunk
 
+from npu_server import app
 from npu_server.backends.base import BackendOptions, Program, Ranges
+from npu_server.worker import DeviceWorker
 from npu_wire.layer_map import Float32Array, Int8Array
 from npu_wire.v1 import npu_pb2
 from trainer_client.connection import connect
@@ -50,6 +52,14 @@ def test_a_batch_is_answered_while_another_clients_model_compiles(start: Start, 
         np.testing.assert_array_equal(expected(batch, 2), last)
 
 
+@pytest.fixture
+def equal_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the device's clock every step takes a second."""
+    clock = map(float, itertools.count()).__next__
+    monkeypatch.setattr(app, "DeviceWorker", lambda: DeviceWorker(clock))
+
+
+@pytest.mark.usefixtures("equal_steps")
 def test_sessions_take_turns_layer_by_layer(start: Start, backend: FakeBackend, batch: Int8Array) -> None:
     """The second session's batch runs between the layers of the first one's; bits and order stay."""
     server = start()
@@ -91,6 +101,7 @@ class SlowLoader(FakeBackend):
         return SlowProgram(self)
 
 
+@pytest.mark.usefixtures("equal_steps")
 def test_a_batch_is_answered_between_the_steps_of_a_weight_update(start: Start, batch: Int8Array) -> None:
     """Preparing one client's weights holds nobody up, and they count when all is done."""
     backend = SlowLoader(BackendOptions())

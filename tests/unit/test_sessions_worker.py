@@ -1,17 +1,24 @@
 """The device's thread: order, turns, and errors that do not kill it."""
 
+import itertools
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from npu_server.worker import DeviceWorker
+from npu_server.worker import DeviceWorker, Steps
 from npu_wire.errors import ServerUnavailable
+
+
+def every_step_takes_a_second() -> Callable[[], float]:
+    """A clock that is read before and after each step."""
+    return map(float, itertools.count()).__next__
 
 
 def test_sessions_take_turns_and_keep_their_order() -> None:
     """One session with five jobs does not hold up another with two."""
-    worker, gate, done = DeviceWorker(), threading.Event(), []
+    worker, gate, done = DeviceWorker(every_step_takes_a_second()), threading.Event(), []
     first = worker.submit("x", gate.wait)
     for name, count in (("a", 5), ("b", 2)):
         for k in range(count):
@@ -66,6 +73,59 @@ def test_a_session_that_just_ran_goes_behind_the_others() -> None:
     again.result(30)
     assert worker.close(30)
     assert done == ["b", "a"]
+
+
+class Hours:
+    """A clock that steps move."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def run_together(*sessions: tuple[str, int, float]) -> str:
+    """Runs a job of each session, so many steps of so many hours, and tells whose steps came in which order."""
+    clock, gate, order = Hours(), threading.Event(), []
+    worker = DeviceWorker(clock)
+
+    def steps(name: str, count: int, hours: float) -> Steps[None]:
+        for _ in range(count):
+            clock.now += hours
+            order.append(name)
+            yield
+
+    worker.submit("gate", gate.wait)
+    for name, count, hours in sessions:
+        worker.submit_steps(name, steps(name, count, hours))
+    gate.set()
+    assert worker.close(30)
+    return "".join(order)
+
+
+def test_the_device_is_shared_by_time() -> None:
+    """Steps of an hour against ten of an eighth: whoever has had less is next, so b waits for one step of a's."""
+    assert run_together(("a", 3, 1.0), ("b", 10, 0.125)) == "a" + 8 * "b" + "a" + 2 * "b" + "a"
+
+
+def test_time_is_not_saved_up() -> None:
+    """Who comes late does not get the device until it has had as much of it as the others."""
+    clock, order, late = Hours(), [], []
+    worker = DeviceWorker(clock)
+
+    def steps(name: str, count: int) -> Steps[None]:
+        for step in range(count):
+            clock.now += 1
+            order.append(name)
+            if (name, step) == ("a", 4):
+                late.append(worker.submit_steps("b", steps("b", 4)))
+            yield
+
+    worker.submit_steps("a", steps("a", 9)).result(30)
+    late[0].result(30)
+    assert worker.close(30)
+    assert "".join(order) == "aaaaa" + "babababa"
 
 
 def test_the_last_job_comes_after_every_queued_one() -> None:
