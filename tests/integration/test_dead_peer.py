@@ -16,7 +16,6 @@ from npu_server.app import RunningServer
 from npu_wire import channel
 from npu_wire.errors import ServerUnavailable
 from npu_wire.layer_map import Int8Array
-from trainer_client import transport
 from trainer_client.connection import connect
 
 RANGES = {"t0": (-1.0, 1.0)}
@@ -88,7 +87,7 @@ def server(start: Start, monkeypatch: pytest.MonkeyPatch) -> RunningServer:
 
     at_server, at_client = channel.server_options(), channel.client_options()
     monkeypatch.setattr(app, "server_options", lambda: faster(at_server))
-    monkeypatch.setattr(transport, "client_options", lambda: faster(at_client))
+    monkeypatch.setattr(channel, "client_options", lambda: faster(at_client))
     return start(listen="127.0.0.1:0")
 
 

@@ -86,7 +86,7 @@ class Hours:
 
 
 def run_together(*sessions: tuple[str, int, float]) -> str:
-    """Runs a job of each session, so many steps of so many hours, and tells whose steps came in which order."""
+    """Runs a job of each session, so many steps of so many hours; whose steps came in which order."""
     clock, gate, order = Hours(), threading.Event(), []
     worker = DeviceWorker(clock)
 
@@ -105,7 +105,7 @@ def run_together(*sessions: tuple[str, int, float]) -> str:
 
 
 def test_the_device_is_shared_by_time() -> None:
-    """Steps of an hour against ten of an eighth: whoever has had less is next, so b waits for one step of a's."""
+    """Steps of an hour against ten of an eighth: b waits for one step of a's, and catches up."""
     assert run_together(("a", 3, 1.0), ("b", 10, 0.125)) == "a" + 8 * "b" + "a" + 2 * "b" + "a"
 
 
