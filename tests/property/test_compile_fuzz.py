@@ -51,7 +51,7 @@ def test_hostile_models_are_answered_clearly(compiler: LimitedCompiler) -> None:
         ("weight complex64", "InvalidModel", "holds complex64"),
         ("hard sigmoid nan", "UnsupportedModel", "alpha is nan; it must be finite"),
         ("conv weight (4, 3, 0, 0)", "UnsupportedModel", "0 weights"),
-        ("bias of 3", "UnsupportedModel", "bias of 3 entries for 4 output channels"),
+        ("bias of 3", "UnsupportedModel", "bias of shape (3,) for 4 output channels"),
         ("too many nodes", "UnsupportedModel", "20000 at most"),
         ("cycle", "InvalidModel", "checker"),
         ("a name that is no UTF-8", "InvalidModel", "names are UTF-8 text"),
