@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import tomllib
 from dataclasses import dataclass, field
 from importlib import resources
@@ -27,6 +28,7 @@ from npu_server.numerics.rules import (
 from npu_server.numerics.version import ARITHMETIC_VERSION
 from npu_wire.errors import InvalidProfile
 
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SHIPPED = resources.files("npu_server").joinpath("profiles")
 
 
@@ -105,7 +107,7 @@ def load_profile(name_or_path: str) -> Profile:
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidProfile(f"profile {name_or_path}: cannot be read ({error})") from error
     profile = parse_profile(text, name_or_path)
-    if profile.name in list_profiles():
+    if profile.name.lower() in list_profiles():
         raise InvalidProfile(
             f"profile {name_or_path}: name = {profile.name!r} is that of a shipped profile; choose another"
         )
@@ -132,6 +134,10 @@ def parse_profile(text: str, file: str) -> Profile:
     for key in ("name", "description"):
         if not isinstance(words[key], str):
             raise InvalidProfile(f"profile {file}: {key} must be a string")
+    if not _NAME.fullmatch(words["name"]):
+        raise InvalidProfile(
+            f"profile {file}: name = {words['name']!r}; legal: 1 to 64 letters, digits, '.', '_' and '-'"
+        )
     for key in ("judged_by", "unjudged"):
         if not isinstance(words[key], list) or not all(isinstance(word, str) for word in words[key]):
             raise InvalidProfile(f"profile {file}: {key} must be a list of strings")

@@ -81,6 +81,8 @@ def test_hash_covers_arithmetic_only() -> None:
         ("left_shift = 20", "", "add.left_shift"),
         ('method = "input_scale"', 'method = "requantize"', "average_pool.rounding"),
         ('name = "tflm"', "name = 5", "f: name must be a string"),
+        ('name = "tflm"', 'name = ""', r"f: name = ''; legal: 1 to 64 letters"),
+        ('name = "tflm"', r'name = "my\nnpu"', r"f: name = 'my\\nnpu'; legal: 1 to 64 letters"),
         ("[weights]", "weights = 1\n[x]", "f: "),
         ("bits = 32", "bits = ", "f: not TOML"),
     ],
@@ -211,6 +213,9 @@ def test_a_file_does_not_take_a_shipped_name(tmp_path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(TFLM.replace("bits = 32", "bits = 24"))
     with pytest.raises(InvalidProfile, match=r"mine\.toml: name = 'tflm' is that of a shipped profile"):
+        load_profile(str(path))
+    path.write_text(TFLM.replace('"tflm"', '"TFLM"'))
+    with pytest.raises(InvalidProfile, match="name = 'TFLM' is that of a shipped profile"):
         load_profile(str(path))
 
 
