@@ -9,8 +9,9 @@ from npu_server.numerics.profile import load_profile
 
 from . import engines
 from .cases import Scale
-from .layers import compile_layers
+from .layers import compile_layers, our_outputs
 from .matrix import compare
+from .tflite_models import TfliteModel
 
 HARD_SWISH = [
     (Scale(0.015570686198771, 17), Scale(0.0077853430993855, -46)),
@@ -91,3 +92,21 @@ def test_bilinear_resize_to_any_size(profile: str, judge: str, position: str) ->
         codes = np.random.default_rng(0).integers(-128, 128, (1, 4, 7, 9)).astype(np.int8)
         cell = compare(judged, [codes], engine, rules)
         assert (cell.elements, cell.mismatches) == (4 * size[0] * size[1], 0), size
+
+
+def test_entries_of_a_table_are_multiplied_by_the_reciprocal_of_the_scale() -> None:
+    """LiteRT's ELU: 2 * 0.71484375 over 0.953125 is a tie, times the reciprocal it is a little less."""
+    scales = (Scale(0.71484375, 0), Scale(0.953125, 0))
+    shape = (1, 16, 16, 1)
+    model = TfliteModel()
+    ends = [model.tensor(shape, scale=scale.scale, zero_point=scale.zero_point) for scale in scales]
+    model.operator("ELU", ends[:1], ends[1:], "", 1)
+    (expected,) = engines.find("LiteRT ruy").engine(model.finish(ends[:1], ends[1:]), [CODES.reshape(shape)])
+    names = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 1, 16, 16]) for n in "xy"]
+    graph = helper.make_graph([helper.make_node("Elu", ["x"], ["y"])], "layer", names[:1], names[1:])
+    onnx = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    ranges = {name: scale.range for name, scale in zip("xy", scales, strict=True)}
+    profile = load_profile("litert-ruy")
+    judged = compile_layers(onnx.SerializeToString(), ranges, profile)[-1]
+    for ours in our_outputs(judged, [CODES.reshape(1, 1, 16, 16)], profile):
+        np.testing.assert_array_equal(ours.reshape(-1), expected.reshape(-1))
