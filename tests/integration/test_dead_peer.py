@@ -20,7 +20,7 @@ from trainer_client.connection import connect
 
 RANGES = {"t0": (-1.0, 1.0)}
 # As set, a peer is missed after half a minute; the test lets time run faster.
-FASTER = 20
+FASTER = 10
 TIMEOUT_S = 30.0
 
 
