@@ -134,7 +134,10 @@ def _lut(layer: Layer, kernel: Lut, constants: Constants, profile: Profile) -> I
     steps, alone = kernel.steps, kernel.steps[0].kernel
     if len(steps) == 1 and isinstance(alone, Function):
         source, scale, out = layer.sources[0], layer.scale, layer.output
-        table = named_table(alone.name, alone.alpha, source, scale, out, profile)
+        try:
+            table = named_table(alone.name, alone.alpha, source, scale, out, profile)
+        except InvalidInput as error:
+            raise InvalidInput(f"layer {layer.spec.name!r}: {error}") from error
         if table is not None:
             return table
     return _table(lambda x: _evaluate(steps, x, constants), layer, profile)

@@ -42,7 +42,9 @@ def _input(source: Quantization) -> tuple[Int64Array, Int64Array]:
     far = np.where(np.abs(centred) >= radius, np.where(centred <= -radius, -1, 1), 0)
     near = np.where(far == 0, centred, 0)
     raised = near << max(shift, 0)
-    raw = divide_by_power(_product(raised, np.array(mantissa)), np.array(max(-shift, 0)), "half_away")
+    raw = divide_by_power(
+        _product(raised, np.array(mantissa)), np.array(min(max(-shift, 0), 62)), "half_away"
+    )
     return raw, far
 
 

@@ -64,6 +64,7 @@ def _divide_by_power(value: Int64Array, exponent: int) -> Int64Array:
     """RoundingDivideByPOT: half away from zero; a negative exponent multiplies."""
     if exponent <= 0:
         return _saturate(value << -exponent)
+    exponent = min(exponent, 62)  # nothing is left of 32 bits long before
     half = 1 << (exponent - 1)
     rounded: Int64Array = np.sign(value) * ((np.abs(value) + half) >> exponent)
     return rounded

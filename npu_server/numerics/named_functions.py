@@ -51,10 +51,13 @@ def _leaky_relu(alpha: float, source: Quantization, scale: float, out: Output, p
     centred, rule = CODES.astype(np.int64) - source.zero_point, profile.requantize_in("leaky_relu")
     slope = np.float32(alpha)
     if profile.lut.leaky_relu == "float32_divided":
-        real = np.float32(source.scale) * centred.astype(np.float32)
-        real = np.where(centred >= 0, real, real * slope) / np.float32(scale)
-        return to_int8(np.rint(np.clip(real, -1024, 1024)).astype(np.int64), out)
-    ratios = np.array([1, slope], np.float32) * (np.float32(source.scale) / np.float32(scale))
+        with np.errstate(over="ignore", invalid="ignore"):
+            real = np.float32(source.scale) * centred.astype(np.float32)
+            real = np.where(centred >= 0, real, real * slope) / np.float32(scale)
+        real = np.clip(np.nan_to_num(real), -1024, 1024)
+        return to_int8(np.rint(real).astype(np.int64), out)
+    with np.errstate(over="ignore"):
+        ratios = np.array([1, slope], np.float32) * (np.float32(source.scale) / np.float32(scale))
     # XNNPACK takes these ratios only; LiteRT's own kernel computes all others.
     if profile.lut.leaky_relu == "multiplier_8bit" and ((ratios >= 2**-8) & (ratios <= 2**7)).all():
         factors = np.rint(256 * ratios.astype(np.float64)).astype(np.int64)
