@@ -94,18 +94,21 @@ def test_bilinear_resize_to_any_size(profile: str, judge: str, position: str) ->
         assert (cell.elements, cell.mismatches) == (4 * size[0] * size[1], 0), size
 
 
-def test_entries_of_a_table_are_multiplied_by_the_reciprocal_of_the_scale() -> None:
-    """LiteRT's ELU: 2 * 0.71484375 over 0.953125 is a tie, times the reciprocal it is a little less."""
-    scales = (Scale(0.71484375, 0), Scale(0.953125, 0))
-    shape = (1, 16, 16, 1)
+@pytest.mark.parametrize("scales", [(0.71484375, 0.953125), (1.0, 2.0)])
+def test_entries_of_a_table(scales: tuple[float, float]) -> None:
+    """LiteRT's ELU: 2 * 0.71484375 over 0.953125 is a tie, times the reciprocal it is a little less.
+
+    Halves of whole numbers are ties either way, and go away from zero.
+    """
+    shape, named = (1, 16, 16, 1), [Scale(scale, 0) for scale in scales]
     model = TfliteModel()
-    ends = [model.tensor(shape, scale=scale.scale, zero_point=scale.zero_point) for scale in scales]
+    ends = [model.tensor(shape, scale=scale.scale, zero_point=scale.zero_point) for scale in named]
     model.operator("ELU", ends[:1], ends[1:], "", 1)
     (expected,) = engines.find("LiteRT ruy").engine(model.finish(ends[:1], ends[1:]), [CODES.reshape(shape)])
     names = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 1, 16, 16]) for n in "xy"]
     graph = helper.make_graph([helper.make_node("Elu", ["x"], ["y"])], "layer", names[:1], names[1:])
     onnx = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    ranges = {name: scale.range for name, scale in zip("xy", scales, strict=True)}
+    ranges = {name: scale.range for name, scale in zip("xy", named, strict=True)}
     profile = load_profile("litert-ruy")
     judged = compile_layers(onnx.SerializeToString(), ranges, profile)[-1]
     for ours in our_outputs(judged, [CODES.reshape(1, 1, 16, 16)], profile):
