@@ -11,12 +11,11 @@ from npu_server.numerics.requantize import (
     Output,
     make_multiplier,
     requantize,
-    round_half_away,
     scale_and_round,
     to_int8,
 )
 from npu_server.numerics.rules import AverageRule, RequantizeRule
-from npu_server.numerics.scales import Float64Array, Int64Array, Quantization
+from npu_server.numerics.scales import Float64Array, Int64Array, Quantization, round_half_away
 from npu_wire.layer_map import INT8_MAX, INT8_MIN, Float32Array, Int8Array
 
 CODES: Int8Array = np.arange(INT8_MIN, INT8_MAX + 1).astype(np.int8)
@@ -146,10 +145,7 @@ def function_table(
     real = np.clip(np.nan_to_num(real, nan=0.0, posinf=1024.0, neginf=-1024.0), -1024.0, 1024.0)
     inside = out.zero_point if profile.lut.zero_point == "before_rounding" else 0
     real = real + real.dtype.type(inside)
-    if profile.lut.rounding == "half_even":
-        rounded = np.rint(real)
-    else:
-        rounded = np.copysign(np.floor(np.abs(real) + 0.5), real)
+    rounded = np.rint(real) if profile.lut.rounding == "half_even" else round_half_away(real)
     return to_int8(rounded.astype(np.int64) - inside, out)
 
 

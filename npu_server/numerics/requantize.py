@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from npu_server.numerics.rules import AccumulatorRule, RequantizeRule
-from npu_server.numerics.scales import Float64Array, Int64Array
+from npu_server.numerics.scales import Float64Array, Int64Array, round_half_away
 from npu_wire.errors import InvalidInput
 from npu_wire.layer_map import INT8_MAX, INT8_MIN, Int8Array
 
@@ -127,13 +127,6 @@ def requantize(value: Int64Array, multiplier: Multiplier, output: Output) -> Int
 def to_int8(rounded: Int64Array, output: Output) -> Int8Array:
     """Adds the zero point and clamps."""
     return np.clip(rounded + output.zero_point, output.low, output.high).astype(np.int8)
-
-
-def round_half_away(real: Float64Array) -> Float64Array:
-    """To whole numbers, ties away from zero, as C's round."""
-    size = np.abs(real)
-    below = np.floor(size)
-    return np.copysign(below + (size - below >= 0.5), real)  # type: ignore[no-any-return]
 
 
 def divide_by_power(value: Int64Array, shift: Int64Array, rounding: str) -> Int64Array:

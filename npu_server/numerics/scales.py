@@ -1,6 +1,7 @@
 """Scales and zero points of activations, INT8 codes of weights and biases."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +69,17 @@ def power_of_two_above(x: Float64Array) -> Float64Array:
     return np.ldexp(1.0, exponent - (mantissa == 0.5))  # type: ignore[no-any-return]
 
 
+def round_half_away(real: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """To whole numbers, ties away from zero, as C's round: adding a half would lift 0.49999997 to 1.
+
+    Args:
+        real: float32 or float64.
+    """
+    size = np.abs(real)
+    below = np.floor(size)
+    return np.copysign(below + (size - below >= 0.5), real)  # type: ignore[no-any-return]
+
+
 def code_of(x: float, q: Quantization, bounds: str = "half_away") -> int:
     """Code of a bound, not clipped to INT8.
 
@@ -80,7 +92,7 @@ def code_of(x: float, q: Quantization, bounds: str = "half_away") -> int:
         ratio = np.clip(np.float32(x) / np.float32(q.scale), np.float32(-1e9), np.float32(1e9))
     if bounds == "half_even":
         return int(np.rint(ratio + np.float32(q.zero_point)))
-    return int(np.copysign(np.floor(np.abs(ratio) + np.float32(0.5)), ratio)) + q.zero_point
+    return int(round_half_away(np.asarray(ratio))) + q.zero_point
 
 
 @dataclass(frozen=True)
