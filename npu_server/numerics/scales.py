@@ -16,6 +16,8 @@ Float64Array = npt.NDArray[np.float64]
 # float32 has subnormal numbers below; a ratio of such scales loses bits.
 _SMALLEST_SCALE = 2.0**-100
 _LARGEST_SCALE = 2.0**100
+# Of a bias: half of what 32 bits hold, so that the sum of the products has room beside it.
+_LARGEST_BIAS = 2.0**30
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,10 @@ def quantize_weights(
 ) -> QuantizedWeights:
     """Scale = max|w| / 127 (rounded up where only powers of two exist), codes round half to even.
 
-    The bias is round(b / (weight scale * input scale)), clipped to what the accumulator holds. Weights that
-    are all zero have no scale; they take output scale / input scale, so that the bias counts in output codes.
+    The bias is round(b / (weight scale * input scale)), clipped to what the accumulator holds. Where that
+    would exceed 2^30, because the weights are next to nothing beside the bias, the scale is larger so that it
+    is 2^30 (as TFLite's converter keeps biases in half of their bits). Weights that are all zero have no
+    scale; they take output scale / input scale, so that the bias counts in output codes.
 
     Args:
         weight: shape (out, ...), finite.
@@ -127,9 +131,11 @@ def quantize_weights(
     """
     rows = weight.reshape(len(weight), -1)
     largest = np.maximum(rows.max(axis=1), -rows.min(axis=1)).astype(np.float64)
+    holding_bias = np.abs(bias).astype(np.float64) / (input_scale * _LARGEST_BIAS)
     if not profile.weights.per_channel:
-        largest = np.full_like(largest, largest.max())
-    exact = np.where(largest < _SMALLEST_SCALE, output_scale / input_scale, largest / 127)
+        largest, holding_bias = (np.full_like(each, each.max()) for each in (largest, holding_bias))
+    exact = np.maximum(largest / 127, holding_bias)
+    exact = np.where(largest < _SMALLEST_SCALE, output_scale / input_scale, exact)
     if profile.weights.scale == "power_of_two":
         exact = power_of_two_above(exact)
     scales = exact.astype(np.float32)

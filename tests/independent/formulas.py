@@ -46,10 +46,12 @@ def weights(
         per_channel: one scale an output channel, or one for all.
     """
     magnitude = np.abs(weight).reshape(len(weight), -1).max(axis=1).astype(np.float64)
+    for_bias = np.abs(bias.astype(np.float64)) / (float(x.scale) * 2.0**30)
     if not per_channel:
-        magnitude[:] = magnitude.max()
+        magnitude[:], for_bias[:] = magnitude.max(), for_bias.max()
     dead = magnitude < _NO_SCALE_BELOW
-    scales = np.where(dead, float(y.scale) / float(x.scale), magnitude / 127).astype(np.float32)
+    live_scales = np.maximum(magnitude / 127, for_bias)
+    scales = np.where(dead, float(y.scale) / float(x.scale), live_scales).astype(np.float32)
     ratios = (weight.T / scales).T  # float32 by float32
     codes = np.clip(np.round(ratios), -127, 127).astype(np.int8)
     steps = bias.astype(np.float64) / (scales.astype(np.float64) * float(x.scale))

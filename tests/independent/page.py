@@ -24,12 +24,14 @@ STATIC = """
 ONNX Runtime's own quantizer, QDQ format, on the same float models with the same ranges, after its own
 optimizer folded batch norm and constants into weights:
 
-| | networks | tensors | zero points at a tie | weight scales | codes | biases | in float32 | differences |
-|---|---|---|---|---|---|---|---|---|
+| | networks | tensors | at a tie | weight scales | of a bias | codes | biases | in float32 | differences |
+|---|---|---|---|---|---|---|---|---|---|
 {rows}
 
-Tensors: scale and zero point. Zero points at a tie: `quantize_static` divides by the scale before float32
-rounds it, the compiler after, so a range that is symmetric about 0 may get 0 instead of -1. In float32: it
+Tensors: scale and zero point. At a tie: `quantize_static` divides by the scale before float32 rounds it, the
+compiler after, so the zero point of a range that is symmetric about 0 may be 0 instead of -1. Of a bias:
+weights are next to nothing beside it, and their scale is such that the bias fits; not compared, since it
+fills 32 bits there and, as with TFLite's converter, 31 here. In float32: `quantize_static`
 multiplies the two scales of a bias in float32, the compiler in float64, so such a code may be another
 number; the compiler's must be the nearest to the real bias (where something was folded into it, in another
 order of float32 operations: by one). A channel of zeros takes the scale 1 there, output scale / input scale
@@ -53,7 +55,7 @@ def markdown(findings: Iterable[Finding | StaticFinding]) -> str:
             if some:
                 lines.append(_row([title, name], some, ("layers", "elements", "weights")))
     static = [finding for finding in findings if isinstance(finding, StaticFinding)]
-    keys = ("tensors", "ties", "channels", "codes", "biases", "off_biases")
+    keys = ("tensors", "ties", "channels", "bias_bound", "codes", "biases", "off_biases")
     rows = [_row([title], group, keys) for title, group in _groups(static)]
     return "\n".join(lines) + "\n" + STATIC.format(rows="\n".join(rows))
 

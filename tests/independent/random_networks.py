@@ -106,12 +106,12 @@ class _Draw:
         return fields, outputs
 
     def weight(self, level: float, out: int, *inner: int) -> np.ndarray:
-        """Skewed weights that bring values to a level, some channels dead, some all negative."""
+        """Skewed weights that bring values to a level, some channels dead or almost, some all negative."""
         spread = np.exp(self.rng.uniform(-2, 2, (out, *[1] * len(inner))))
         weight = self.rng.normal(self.rng.uniform(-0.5, 0.5), 1, (out, *inner)) * spread
         weight *= 10.0 ** (level - self.level) / np.sqrt(np.prod(inner))
         if self.chance(0.3):
-            weight[self.rng.random(out) < 0.3] = 0
+            weight[self.rng.random(out) < 0.3] *= float(self.rng.choice([0, 1e-10]))
         if self.chance(0.3):
             some = self.rng.random(out) < 0.3
             weight[some] = -np.abs(weight[some])

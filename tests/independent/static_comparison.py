@@ -9,6 +9,8 @@ codes. Where the two conventions differ, the difference is bounded and counted:
   the nearest to its real bias, to the 2^-23rd part; codes that are not the same number are counted.
 - Its optimizer folds batch norm in another order of float32 operations: scales may differ in the last bits,
   codes of weights and biases by one.
+- Where weights are next to nothing beside the bias, the scale follows the bias: it fills 32 bits there, 31
+  here. Such channels are counted and not compared.
 - A channel of zeros gets the scale 1 there, output scale / input scale here; its codes are zeros in both.
 - Average pools keep the input's scale there, and so does what follows them.
 """
@@ -36,6 +38,7 @@ class StaticFinding:
         tensors: activations whose scale and zero point were compared.
         ties: of these, zero points that differ by one at a tie.
         channels: weight scales compared.
+        bias_bound: channels whose scale follows the bias.
         codes: weight codes compared.
         off_codes: of these, such as differ by one because batch norm was folded in another order.
         biases: bias codes compared.
@@ -47,6 +50,7 @@ class StaticFinding:
     tensors: int
     ties: int
     channels: int
+    bias_bound: int
     codes: int
     off_codes: int
     biases: int
@@ -56,7 +60,7 @@ class StaticFinding:
 
 class _Counts:
     def __init__(self) -> None:
-        self.tensors = self.ties = self.channels = self.codes = self.off_codes = 0
+        self.tensors = self.ties = self.channels = self.bias_bound = self.codes = self.off_codes = 0
         self.biases = self.off_biases = 0
         self.differences: list[str] = []
 
@@ -101,8 +105,13 @@ def _compare_weights(
     assert ours is not None
     out = len(ours.codes)
     rows, their_rows = ours.codes.reshape(out, -1).astype(int), theirs.codes.reshape(out, -1).astype(int)
-    live = rows.any(axis=1)
-    counts.channels += out
+    bound = np.abs(ours.bias) > 0.999 * 2**30
+    if len(set(ours.scales)) == 1 and bound.any():
+        bound[:] = True
+    counts.bias_bound += int(bound.sum())
+    live = rows.any(axis=1) & ~bound
+    rows, their_rows = rows[~bound], their_rows[~bound]
+    counts.channels += int((~bound).sum())
     counts.codes += rows.size
     folded = 0 if static.is_unfolded else 1
     off_scales = np.abs(theirs.scales - ours.scales)[live] > folded * 8 * _ULP * ours.scales[live]

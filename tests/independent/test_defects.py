@@ -21,6 +21,11 @@ DEFECTS: dict[str, tuple[Callable, str, str]] = {
         "np.maximum(rows.max(axis=1), -rows.min(axis=1))",
         "np.maximum(rows.max(axis=1), 0)",
     ),
+    "bias too large for its scale": (
+        scales.quantize_weights,
+        "np.maximum(largest / 127, holding_bias)",
+        "largest / 127",
+    ),
     "weight codes truncated": (scales.quantize_weights, "np.rint(ratios", "np.trunc(ratios"),
     "weight scale over 128 steps": (scales.quantize_weights, "largest / 127", "largest / 128"),
     "dead channels at scale 1": (scales.quantize_weights, "output_scale / input_scale", "1.0"),

@@ -22,7 +22,7 @@ def test_numbers_are_those_of_quantize_static() -> None:
     """Scales, zero points, weight and bias codes are those of ONNX Runtime's own quantizer."""
     findings = judge_random_statically(range(8))
     assert [finding.differences for finding in findings] == [()] * 8
-    assert sum(finding.codes for finding in findings) > 10_000
+    assert sum(finding.codes for finding in findings) > 5_000
     assert sum(finding.off_biases for finding in findings) < sum(f.biases for f in findings) / 20
 
 

@@ -63,10 +63,7 @@ def quantize(model: bytes, ranges: Ranges, per_channel: bool) -> StaticNetwork:
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
             calibration_cache_path=cache,
-            extra_options={
-                "QDQOpTypePerChannelSupportToAxis": {"MatMul": 1},
-                "QDQDisableWeightAdjustForInt32Bias": True,
-            },
+            extra_options={"QDQOpTypePerChannelSupportToAxis": {"MatMul": 1}},
         )
         floats = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(prepared).graph.initializer}
         own = {tensor.name for tensor in ModelProto.FromString(model).graph.initializer}

@@ -136,6 +136,36 @@ def test_weights_that_are_zero_leave_the_bias(backend: type[Backend]) -> None:
     assert net.run(backend, np.array([[3, -9]], np.int8))["y"].tolist() == [[5]]
 
 
+@each_backend
+@pytest.mark.parametrize("profile", ["tflm", "onnxruntime", "litert-ruy", "pow2-trunc-per-channel"])
+def test_weights_that_are_nearly_zero_leave_the_bias(backend: type[Backend], profile: str) -> None:
+    """A channel that training pruned (1e-9, ImageNet weights have such) keeps its bias 2.5 at scale 0.5."""
+    ranges = {"x": (-0.25 * 128, 0.25 * 127), "y": (-0.5 * 128, 0.5 * 127)}
+    net = single_layer(
+        "tflm",
+        [helper.make_node("Gemm", ["x", "w", "b"], ["y"], "gemm", transB=1)],
+        (2,),
+        {"x": Scale(0.25, 0), "y": Scale(0.5, 0)},
+        {"w": np.full((1, 2), 1e-9, np.float32), "b": np.array([2.5], np.float32)},
+    )
+    program = backend(BackendOptions(profile=profile)).compile(net.model, ranges)
+    (output,) = program.forward(np.array([[127, -128]], np.int8), ())
+    scale, zero_point = (
+        program.layer_map.layers[-1].output.scale,
+        program.layer_map.layers[-1].output.zero_point,
+    )
+    assert (output.data.item() - zero_point) * scale == pytest.approx(2.5, abs=scale / 2)
+
+
+def test_scale_of_a_channel_holds_its_bias_in_31_bits() -> None:
+    """Bias 0.5 at input scale 2^-7: weight scale 2^-24, bias code 2^30; 3e-8 is 0.503 steps, code 1."""
+    weight, bias = np.array([[3e-8], [1.0]], np.float32), np.array([0.5, 0.5], np.float32)
+    made = quantize_weights(weight, bias, 2.0**-7, 1.0, load_profile("tflm"))
+    assert made.scales.tolist() == [2.0**-24, float(np.float32(1 / 127))]
+    assert made.codes.reshape(-1).tolist() == [1, 127]
+    assert made.bias.tolist() == [2**30, 8128]
+
+
 def test_scale_of_each_channel_is_a_power_of_two() -> None:
     """Per channel: 1.0 / 127 -> 2^-6, code 64; 0.1 / 127 -> 2^-10, code 102. Per tensor: 6 at 2^-6."""
     weight, bias = np.array([[1.0], [0.1]], np.float32), np.zeros(2, np.float32)
