@@ -86,6 +86,9 @@ def _two_activations(im: Importer, node: NodeProto, op: str) -> None:
     except ValueError as error:
         raise refuse(node, f"shapes {list(a.dims)} and {list(b.dims)} do not broadcast") from error
     result = longer.with_dims(shape)
+    if op == "add" and _is_spread(a, b):
+        # A sum of float32 depends on the order, and ONNX Runtime takes the number that is spread second.
+        a, b = b, a
     kernels: dict[str, g.Kernel] = {
         "add": g.Add(),
         "sub": g.Sub(),
@@ -93,6 +96,11 @@ def _two_activations(im: Importer, node: NodeProto, op: str) -> None:
         "div": g.HostFloat("Div", split=result.shape),
     }
     im.emit_like(node, [a.name, b.name], kernels[op], result)
+
+
+def _is_spread(a: View, b: View) -> bool:
+    """Whether one number of `a` meets a run of `b`, along the last axis that is more than 1 long."""
+    return next((m == 1 for m, n in zip(a.dims[::-1], b.dims[::-1], strict=True) if max(m, n) > 1), False)
 
 
 def _reciprocal(im: Importer, node: NodeProto, view: View) -> None:

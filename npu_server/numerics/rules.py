@@ -138,7 +138,8 @@ class AddRule:
     Attributes:
         method: "shifted_int32" (operands shifted left and rescaled to a common scale), "multiplier_21bit"
             (each operand times a 21-bit multiplier, one sum, one shift that rounds half up: XNNPACK),
-            "float32_fma" (two fused multiply-adds in float32, the zero point inside: ONNX Runtime), or
+            "float32_fma" (two fused multiply-adds in float32 with the zero point inside, that of the second
+            operand first; an operand that is spread along the last axis is the second: ONNX Runtime), or
             "int8" (each operand requantized to the output's scale and clamped to INT8 before a saturating
             INT8 addition).
         left_shift: bits of head room of "shifted_int32".
