@@ -12,8 +12,8 @@ from npu_wire.channel import Security, parse_endpoint
 from npu_wire.errors import InvalidInput, ServerUnavailable, Timeout
 from trainer_client.embedded import EmbeddedServer
 from trainer_client.session import DeviceInfo, Ranges
-from trainer_client.stream import Patience, RemoteSession
-from trainer_client.transport import Description, Transport
+from trainer_client.stream import RemoteSession
+from trainer_client.transport import Description, Patience, Transport
 
 log = logging.getLogger(__name__)
 

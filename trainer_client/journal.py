@@ -297,3 +297,13 @@ class Journal:
 def again(error: NpuError) -> NpuError:
     """A fresh copy: one exception object raised twice would gather both tracebacks."""
     return type(error)(*error.args)
+
+
+def named(operation: Operation, error: NpuError) -> NpuError:
+    """The error, with the words that a refused update needs."""
+    if not isinstance(operation, WeightUpdate):
+        return error
+    return type(error)(
+        f"{operation.name} is not loaded: {error}. The NPU keeps the weights that it had; push repaired ones "
+        "and repeat the step"
+    )

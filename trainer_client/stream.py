@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -37,30 +36,15 @@ from npu_wire.layer_map import (
 )
 from npu_wire.v1 import npu_pb2
 from trainer_client.clock import ServerClock
-from trainer_client.journal import Batch, Journal, Operation, WeightUpdate, again
+from trainer_client.journal import Batch, Journal, WeightUpdate, again, named
 from trainer_client.session import Ranges
-from trainer_client.transport import Transport
+from trainer_client.transport import Patience, Transport
 
 log = logging.getLogger(__name__)
 
 _FIRST_DELAY_S, _MAX_DELAY_S = 0.1, 2.0
 _MAX_DEATHS = 2
 _TRY_AGAIN = (ServerUnavailable, SessionLost, Timeout, QuotaExceeded)
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long to wait.
-
-    Attributes:
-        timeout_s: for a server that is connected and silent.
-        reconnect_timeout_s: for a server that is gone to come back.
-        compile_timeout_s: for a model to be compiled.
-    """
-
-    timeout_s: float = 30.0
-    reconnect_timeout_s: float = 60.0
-    compile_timeout_s: float = 300.0
 
 
 class RemoteSession:
@@ -245,7 +229,7 @@ class RemoteSession:
         """
         head = self._journal.head
         if head is not None and not isinstance(failure, ServerUnavailable | SessionLost):
-            self._journal.fail_head(_named(head, failure))
+            self._journal.fail_head(named(head, failure))
         elif self._journal.server_died() >= _MAX_DEATHS:
             if head is not None:
                 self._journal.fail_head(
@@ -411,13 +395,3 @@ class RemoteSession:
                 with self._changed:
                     batch.tensors.setdefault(*whole)
                     self._changed.notify_all()
-
-
-def _named(operation: Operation, error: NpuError) -> NpuError:
-    """The error, with the words that a refused update needs."""
-    if not isinstance(operation, WeightUpdate):
-        return error
-    return type(error)(
-        f"{operation.name} is not loaded: {error}. The NPU keeps the weights that it had; push repaired ones "
-        "and repeat the step"
-    )

@@ -18,6 +18,21 @@ _RELEASE_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
+class Patience:
+    """How long to wait.
+
+    Attributes:
+        timeout_s: for a server that is connected and silent.
+        reconnect_timeout_s: for a server that is gone to come back.
+        compile_timeout_s: for a model to be compiled.
+    """
+
+    timeout_s: float = 30.0
+    reconnect_timeout_s: float = 60.0
+    compile_timeout_s: float = 300.0
+
+
+@dataclass(frozen=True)
 class Description:
     """What a server says of itself.
 

@@ -22,8 +22,8 @@ from npu_wire.layer_map import (
 from npu_wire.v1 import npu_pb2
 from trainer_client.connection import Connection, connect
 from trainer_client.session import DeviceInfo
-from trainer_client.stream import Patience, RemoteSession
-from trainer_client.transport import Description
+from trainer_client.stream import RemoteSession
+from trainer_client.transport import Description, Patience
 
 OTHER = {"big": np.zeros((3, 1000, 1000), np.float32)}
 
