@@ -41,7 +41,7 @@ class Plan:
     @property
     def attacks_s(self) -> tuple[float, ...]:
         """Attacks with a quiet moment after each; the first is the warm-up: caches and pools fill."""
-        warm_up = min(300.0, self.seconds / 3)
+        warm_up = min(600.0, self.seconds / 3)
         rounds = max(1, round((self.seconds - warm_up) / _ROUND_S))
         return (warm_up, *[(self.seconds - warm_up) / rounds] * rounds)
 
