@@ -74,6 +74,14 @@ def fold(
     return (weight.T * factor).T, bias * factor + summand
 
 
+def as_convolution(weight: np.ndarray, groups: int) -> np.ndarray:
+    """Weight (out, in / groups, ...) of a transposed convolution, which has (in, out / groups, ...)."""
+    inputs, outputs, *kernel = weight.shape
+    split = weight.reshape(groups, inputs // groups, outputs, *kernel)
+    turned = np.moveaxis(split, 1, 2).reshape(groups * outputs, inputs // groups, *kernel)
+    return np.flip(turned, (2, 3))
+
+
 def bound_code(bound: float, y: Quantization) -> int:
     """Code of an activation's bound: float32 division, ties away from zero, clipped to INT8."""
     if np.isinf(bound):

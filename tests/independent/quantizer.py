@@ -184,8 +184,9 @@ def _draft(node: Node, network: FloatNetwork) -> _Draft:
         draft.op, (draft.low, draft.high) = "Clamp", bounds
     elif node.op in ("Conv", "ConvTranspose"):
         weight = node.constants[1]
-        out = weight.shape[0] if node.op == "Conv" else weight.shape[1] * node.fields.get("group", 1)
-        draft.weight, draft.bias = weight, node.constants.get(2, np.zeros(out, np.float32))
+        if node.op == "ConvTranspose":
+            weight = formulas.as_convolution(weight, node.fields.get("group", 1))
+        draft.weight, draft.bias = weight, node.constants.get(2, np.zeros(len(weight), np.float32))
         draft.takes_affines = True
     elif node.op in ("Gemm", "MatMul") and len(node.inputs) == 1:
         draft.op, draft.takes_affines = "Gemm", True

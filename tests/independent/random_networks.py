@@ -197,6 +197,19 @@ def _convolution(d: _Draw) -> None:
     d.grow(*d.convolved(d.choose("plain", "plain", "pointwise", "depthwise", "depthwise", "grouped")))
 
 
+def _transposed_convolution(d: _Draw) -> None:
+    channels, out, level = d.shape[0], d.integer(1, 12), float(d.rng.uniform(-2, 2))
+    kernel = [d.integer(1, 4), d.integer(1, 3)]
+    strides = [d.integer(1, min(2, k)) if n < 20 else 1 for k, n in zip(kernel, d.shape[1:], strict=True)]
+    whole = [(n - 1) * s + k for n, s, k in zip(d.shape[1:], strides, kernel, strict=True)]
+    pads = [d.integer(0, min(k - 1, (n - 1) // 2)) for k, n in zip(kernel * 2, whole * 2, strict=True)]
+    weight = d.weight(level, out, channels, *kernel).swapaxes(0, 1)
+    names = [d.x, d.constant(weight), d.constant(d.rng.normal(0, 2, out))]
+    y = d.node("ConvTranspose", names, strides=strides, pads=pads)
+    size = [whole[i] - pads[i] - pads[i + 2] for i in (0, 1)]
+    d.grow(d.activated(d.scaled(y, out, 4), level), (out, *size), level)
+
+
 def _padded_convolution(d: _Draw) -> None:
     """Zeros around, which may become the convolution's own padding."""
     c, h, w = d.shape
@@ -284,6 +297,7 @@ _BLOCKS: dict[str, tuple[float, Callable[[_Draw], None]]] = {
     "padded convolution": (1.5, _padded_convolution),
     "add": (2, lambda d: _joined(d, "Add")),
     "mul": (1, lambda d: _joined(d, "Mul")),
+    "transposed convolution": (1, _transposed_convolution),
     "sub": (1, lambda d: _joined(d, "Sub")),
     "concat": (1.5, _concatenated),
     "max pool": (1, lambda d: _pooled(d, "MaxPool")),
@@ -291,14 +305,16 @@ _BLOCKS: dict[str, tuple[float, Callable[[_Draw], None]]] = {
     "norm": (1, _lone_norm),
 }
 
+_ONLY_TFLITE = ("sub", "transposed convolution")
+
 
 def draw(seed: int, for_tflite: bool = False) -> Subject:
     """A random network.
 
     Args:
         seed: of everything.
-        for_tflite: what TFLite's operators can say: Sub, but bounds of RELU and RELU6 and averages that pad
-            as SAME_UPPER only.
+        for_tflite: what TFLite's operators can say: Sub and ConvTranspose too, but bounds of RELU and RELU6
+            and averages that pad as SAME_UPPER only.
     """
     rng = np.random.default_rng([seed, 71 if for_tflite else 70])
     d = _Draw(rng, for_tflite)
@@ -307,7 +323,7 @@ def draw(seed: int, for_tflite: bool = False) -> Subject:
     odds = np.array([weight for weight, _ in _BLOCKS.values()])
     _convolution(d)
     for name in rng.choice(list(_BLOCKS), d.integer(4, 10), p=odds / odds.sum()):
-        if (name == "concat" and d.shape[0] > 60) or (name == "sub" and not for_tflite):
+        if (name == "concat" and d.shape[0] > 60) or (name in _ONLY_TFLITE and not for_tflite):
             continue
         _BLOCKS[str(name)][1](d)
     output = _head(d)

@@ -158,6 +158,29 @@ def _conv(a: _Author, step: Step) -> None:
         a.operator("RESHAPE", [target, a.integers(step.shape)], y, "ReshapeOptions", 1)
 
 
+def _transposed_conv(a: _Author, step: Step) -> None:
+    """The whole of it; pads cut off what the engine computed."""
+    weights, (inputs, y) = step.weights, a.ports(step)
+    assert weights is not None
+    n, out, height, width = step.shape
+    top, left, bottom, right = step.fields.get("pads", [0] * 4)
+    if step.fields.get("group", 1) > 1 or list(step.fields.get("dilations", [1, 1])) != [1, 1]:
+        raise NotImplementedError("a transposed convolution with groups or dilations")
+    whole = (n, height + top + bottom, width + left + right, out)
+    between = a.activation(whole, step.y)
+    a.bytes += math.prod(whole)
+    stored = weights.codes[..., ::-1, ::-1].transpose(0, 2, 3, 1)
+    weight, bias = _parameters(a, step, stored, 0)
+    strides = step.fields.get("strides", [1, 1])
+    fields = {"padding": schema.Padding.VALID, "strideH": strides[0], "strideW": strides[1]}
+    names = [a.integers(whole), weight, *inputs, bias]
+    fused, version = _activation(step), 4 if _activation(step) else 3
+    fields["fusedActivationFunction"] = fused
+    a.operator("TRANSPOSE_CONV", names, between, "TransposeConvOptions", version, **fields)
+    begin, end = a.integers([0, top, left, 0]), a.integers([n, top + height, left + width, out])
+    a.operator("STRIDED_SLICE", [between, begin, end, a.integers([1] * 4)], y, "StridedSliceOptions", 2)
+
+
 def _gemm(a: _Author, step: Step) -> None:
     (inputs, y), weights = a.ports(step), step.weights
     assert weights is not None
@@ -236,6 +259,7 @@ def _clamp(a: _Author, step: Step) -> None:
 
 _WRITERS: dict[str, Callable[[_Author, Step], None]] = {
     "Conv": _conv,
+    "ConvTranspose": _transposed_conv,
     "Gemm": _gemm,
     "Add": _pair,
     "Sub": _pair,
