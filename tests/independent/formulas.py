@@ -86,9 +86,9 @@ def bound_code(bound: float, y: Quantization) -> int:
     """Code of an activation's bound: float32 division, ties away from zero, clipped to INT8."""
     if np.isinf(bound):
         return LOWEST if bound < 0 else HIGHEST
-    ratio = np.float32(bound) / y.scale
-    steps = np.trunc(ratio + np.copysign(np.float32(0.5), ratio))
-    return int(min(HIGHEST, max(LOWEST, float(steps) + y.zero_point)))
+    ratio = float(np.float32(bound) / y.scale)
+    steps = np.trunc(ratio + np.copysign(0.5, ratio))
+    return int(min(HIGHEST, max(LOWEST, steps + y.zero_point)))
 
 
 def same_pads(

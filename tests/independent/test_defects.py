@@ -39,7 +39,7 @@ DEFECTS: dict[str, tuple[Callable, str, str]] = {
         "float(low), float(high)",
     ),
     "fused clip bound off by one": (lowering._layer, "high = code_of(", "high = 1 + code_of("),
-    "fused clip bound floored": (scales.code_of, "np.float32(0.5)", "np.float32(0)"),
+    "fused clip bound truncated": (scales.code_of, "round_half_away(np.asarray(ratio))", "np.trunc(ratio)"),
     "clamp forgotten": (lowering._layer, "operation.clamp or Clamp()", "Clamp()"),
     "batch norm without epsilon": (weights._scale_and_shift, " + np.float32(affine.epsilon)", ""),
     "batch norm without mean": (weights._scale_and_shift, "beta - mean * scale", "beta"),
