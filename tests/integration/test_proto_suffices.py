@@ -241,3 +241,13 @@ def test_the_table_of_errors_is_that_of_the_code() -> None:
         if isinstance(each, type) and issubclass(each, errors.NpuError) and each is not errors.NpuError
     ]
     assert error_table() == {each.__name__: errors.status_of(each("x")) for each in classes}
+
+
+@pytest.mark.parametrize("path", sorted(_PROTO.glob("*.proto")), ids=lambda path: path.name)
+def test_everything_in_the_proto_has_a_comment(path: Path) -> None:
+    """Each message, field, value, method and oneof: what buf's COMMENTS rules ask for."""
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    said = re.compile(r"(message|enum|service|rpc|oneof) \w+|[\w. ]+ = \d+;")
+    places = [at for at, line in enumerate(lines) if said.match(line)]
+    assert len(places) > 5
+    assert [lines[at] for at in places if not lines[at - 1].startswith("//")] == []
