@@ -47,3 +47,28 @@ def test_every_code_times_one_and_three(profile: str, judge: str, op: str) -> No
             batch = codes.reshape(1, *shape) if op == "Conv" else np.ascontiguousarray(codes.T)
             cell = compare(judged, [batch], engine, rules)
             assert (cell.elements, cell.mismatches) == (512, 0), (scales, zero_points)
+
+
+@pytest.mark.parametrize(("profile", "judge"), CLAIMS)
+def test_every_sum_of_a_mean(profile: str, judge: str) -> None:
+    """The engine agrees on each sum that 2, 7 or 25 codes can have, at scales where many are ties."""
+    rules = load_profile(profile)
+    if "mean" in rules.unjudged:
+        pytest.skip(f"{profile} claims nothing about mean")
+    try:
+        engine = engines.find(judge)
+    except ImportError as error:
+        pytest.skip(f"{judge} is not installed ({error}); make conformance installs it")
+    for count, scales in ((2, (1.0, 1.0)), (2, (3.0, 4.0)), (7, (14.0, 12.0)), (25, (10.0, 12.0))):
+        node = helper.make_node("GlobalAveragePool", ["x"], ["y"], "mean")
+        ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 1, 1, count]) for n in "xy"]
+        graph = helper.make_graph([node], "mean", ends[:1], ends[1:])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        sums = np.arange(-128 * count, 127 * count + 1)
+        codes = sums[:, None] // count + (np.arange(count) < sums[:, None] % count)
+        for zero_points in ((0, 0), (5, -3), (-1, 100)):
+            named = zip("xy", scales, zero_points, strict=True)
+            ranges = {name: Scale(scale, zero_point).range for name, scale, zero_point in named}
+            judged = compile_layers(model.SerializeToString(), ranges, rules)[-1]
+            cell = compare(judged, [codes.astype(np.int8).reshape(-1, 1, 1, count)], engine, rules)
+            assert (cell.elements, cell.mismatches) == (len(sums), 0), (count, scales, zero_points)
