@@ -31,6 +31,8 @@ CODES = [
     # The function in float64, the rest in float32 with the zero point inside.
     (*_XNNPACK, "sigmoid", Scale(0.003784577129408717, 16)),
     (*_XNNPACK, "sigmoid", Scale(0.00045177715946920216, -104)),
+    (*_XNNPACK, "sigmoid", Scale(0.018022479489445686, 22)),
+    (*_XNNPACK, "sigmoid", Scale(0.00576060963794589, 108)),
 ]
 
 

@@ -114,3 +114,22 @@ def test_entries_of_a_table(scales: tuple[float, float]) -> None:
     judged = compile_layers(onnx.SerializeToString(), ranges, profile)[-1]
     for ours in our_outputs(judged, [CODES.reshape(1, 1, 16, 16)], profile):
         np.testing.assert_array_equal(ours.reshape(-1), expected.reshape(-1))
+
+
+@pytest.mark.parametrize(("scale", "zero_point"), [(0.25, 1), (0.1, 127), (0.07, -5), (0.013, 40)])
+def test_average_of_every_pair(scale: float, zero_point: int) -> None:
+    """ONNX Runtime's average pool over two pixels, at one scale: every other average of a pair is a tie.
+
+    Each step is rounded to float32, and the zero point is inside of the last one: that decides where it goes.
+    """
+    rules, engine = load_profile("onnxruntime"), engines.find("ONNX Runtime")
+    first, second = np.meshgrid(CODES, CODES, indexing="ij")
+    codes = np.stack([first, second, first], axis=-1)[None]
+    node = helper.make_node("AveragePool", ["x"], ["y"], "pool", kernel_shape=[1, 2])
+    names = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 256, 256, 3]) for n in "xy"]
+    graph = helper.make_graph([node], "layer", names[:1], names[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    ranges = dict.fromkeys("xy", Scale(scale, zero_point).range)
+    judged = compile_layers(model.SerializeToString(), ranges, rules)[-1]
+    cell = compare(judged, [codes], engine, rules)
+    assert (cell.elements, cell.mismatches) == (2 * 65_536, 0)
