@@ -185,6 +185,7 @@ def _multiplier(layer: Layer, scales: Float64Array, rule: RequantizeRule) -> Mul
         raise InvalidInput(f"layer {layer.spec.name!r}: {error}") from error
 
 
+@np.errstate(all="ignore")  # what becomes infinite or NaN is refused by the layer's name
 def fold(kernel: Conv | Gemm, constants: Constants) -> tuple[Float32Array, Float32Array]:
     """Float weight (out, in / groups, height, width) or (out, in) and bias (out,), all folded in."""
     source = kernel.weights
