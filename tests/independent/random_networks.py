@@ -1,5 +1,6 @@
 """Random float networks: odd shapes, uneven pads, dead channels, tiny and wide ranges."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -309,14 +310,32 @@ _ONLY_TFLITE = ("sub", "transposed convolution")
 
 
 def draw(seed: int, for_tflite: bool = False) -> Subject:
-    """A random network.
+    """A random network whose numbers engines can hold.
 
     Args:
         seed: of everything.
         for_tflite: what TFLite's operators can say: Sub and ConvTranspose too, but bounds of RELU and RELU6
             and averages that pad as SAME_UPPER only.
     """
-    rng = np.random.default_rng([seed, 71 if for_tflite else 70])
+    attempts = (_attempt(seed, 70 + for_tflite + 2 * attempt, for_tflite) for attempt in itertools.count())
+    return next(subject for subject in attempts if _is_in_proportion(subject.float_network))
+
+
+def _is_in_proportion(network: FloatNetwork) -> bool:
+    """No bound lies so far from the values that an engine's 32 bits overflow, or it aborts."""
+    for node in network.nodes:
+        if node.op == "Clip":
+            bound = max(abs(float(bound)) for bound in node.constants.values())
+            before, after = (
+                max(abs(end) for end in network.ranges[name]) for name in (node.inputs[0], node.output)
+            )
+            if before > 1e4 * bound or 0 < after < 1e-4 * bound:
+                return False
+    return True
+
+
+def _attempt(seed: int, stream: int, for_tflite: bool) -> Subject:
+    rng = np.random.default_rng([seed, stream])
     d = _Draw(rng, for_tflite)
     d.shape = (d.integer(1, 6), d.integer(7, 21), d.integer(7, 21))
     shape = [BATCH, *d.shape]
