@@ -99,8 +99,7 @@ def subjects() -> list[Subject]:
 @pytest.mark.parametrize("defect", DEFECTS)
 def test_defect_is_found(defect: str, subjects: list[Subject], monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine's outputs differ from those of the changed compiler."""
-    function, old, new = DEFECTS[defect]
-    monkeypatch.setattr(function, "__code__", _changed(function, old, new))
+    _put_in(defect, monkeypatch)
     found = (text for subject in subjects for text in judge(subject, ONNX_RUNTIME).differences)
     assert any("outputs" in text for text in found)
 
@@ -121,19 +120,15 @@ def test_defect_is_found_by_quantize_static(
     defect: str, subjects: list[Subject], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Numbers differ from those of ONNX Runtime's own quantizer."""
-    function, old, new = DEFECTS[defect]
-    monkeypatch.setattr(function, "__code__", _changed(function, old, new))
+    _put_in(defect, monkeypatch)
     assert any(judge_static(subject).differences for subject in subjects)
 
 
-def _changed(function: Callable, old: str, new: str):
-    """Code of a function whose source has one expression exchanged."""
-    source = textwrap.dedent(inspect.getsource(function))
-    assert source.count(old) == 1, f"{function.__qualname__} no longer says {old!r} once"
-    names: dict = {}
-    exec(
-        compile(source.replace(old, new), f"<{function.__name__}, changed>", "exec"),
-        dict(function.__globals__),
-        names,
-    )
-    return names[function.__name__].__code__
+def _put_in(defect: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exchanges one expression in the source of a function, and the function's code."""
+    decorated, old, new = DEFECTS[defect]
+    source = textwrap.dedent(inspect.getsource(decorated))
+    assert source.count(old) == 1, f"{decorated.__qualname__} no longer says {old!r} once"
+    function, names = inspect.unwrap(decorated), {}
+    exec(compile(source.replace(old, new), f"<{defect}>", "exec"), dict(function.__globals__), names)
+    monkeypatch.setattr(function, "__code__", inspect.unwrap(names[function.__name__]).__code__)
