@@ -14,6 +14,7 @@ from npu_wire.layer_map import Float32Array, LayerMap
 from npu_wire.quantize import dequantize, quantize
 from trainer_client.calibrate import CalibrationData, Range, observe, require_batch
 from trainer_client.capture import Captured, capture
+from trainer_client.checkpoint import take_ranges, to_tensors
 from trainer_client.fold import fold_batch_norm
 from trainer_client.inject import inject, rule_of_layer, rule_of_tensor
 from trainer_client.noise import LayerNoise, NoiseReport
@@ -161,14 +162,31 @@ class QatModule(nn.Module):
             self._compiled.session.close()
             self._compiled = None
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The activation ranges, which a checkpoint needs beside the weights."""
-        return {"ranges": {name: list(bounds) for name, bounds in self._ranges.items()}}
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Adds the activation ranges, which a checkpoint needs beside the weights, as tensors."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, tensor in to_tensors(self._ranges, self._npu.info).items():
+            destination[prefix + name] = tensor
 
-    def set_extra_state(self, state: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         """Takes over a checkpoint's ranges; the next forward compiles with them if they differ."""
-        ranges = {name: (float(low), float(high)) for name, (low, high) in state["ranges"].items()}
-        if ranges != self._ranges:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        ranges, keys = take_ranges(state_dict, prefix, self._npu.info)
+        unexpected_keys[:] = [key for key in unexpected_keys if key not in keys]
+        if ranges is None:
+            missing_keys.append(f"{prefix}npu.*")
+        elif ranges != self._ranges:
             self.close()
             self._ranges = ranges
 
