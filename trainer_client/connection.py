@@ -1,8 +1,6 @@
 """`connect`: an NPU behind an endpoint, or an embedded emulator."""
 
-import atexit
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +9,7 @@ from typing import Self
 from npu_wire.channel import Security, parse_endpoint
 from npu_wire.errors import InvalidInput, ServerUnavailable, Timeout
 from trainer_client.embedded import EmbeddedServer
+from trainer_client.lifetime import Belongings, HeldSession
 from trainer_client.session import DeviceInfo, Ranges
 from trainer_client.stream import RemoteSession
 from trainer_client.transport import Description, Patience, Transport
@@ -21,8 +20,9 @@ log = logging.getLogger(__name__)
 class Connection:
     """An NPU at the other end of a channel: a `trainer_client.session.Npu` and a context manager.
 
-    gRPC and fork do not mix: start DataLoader workers with `multiprocessing_context="forkserver"` (or
-    "spawn"), or before connecting.
+    It closes itself when nobody refers to it or one of its sessions any more, and when the interpreter exits.
+    gRPC and fork do not mix: start DataLoader workers that use it with `multiprocessing_context="spawn"`, and
+    connect in there.
 
     Args:
         transport: the channel.
@@ -40,15 +40,18 @@ class Connection:
         self._transport = transport
         self._patience = patience
         self._embedded = embedded
-        self._sessions: list[RemoteSession] = []
-        self._closed = False
-        self._owner = os.getpid()
         self._info = self._first_description().info
-        atexit.register(self.close)
+        self._belongings = Belongings(transport, embedded)
+        self._belongings.when_unreferenced(self, self._belongings.close)
 
     @property
     def info(self) -> DeviceInfo:
-        """What the NPU is."""
+        """What the NPU is.
+
+        Raises:
+            ServerUnavailable: in a process that was forked from the one that connected.
+        """
+        self._belongings.require_own_process()
         return self._info
 
     @property
@@ -56,32 +59,29 @@ class Connection:
         """The child process that serves, if this connection started one."""
         return self._embedded
 
-    def compile(self, model: bytes, ranges: Ranges) -> RemoteSession:
+    def compile(self, model: bytes, ranges: Ranges) -> HeldSession:
         """Opens a session for a float ONNX model; see `Npu.compile`.
+
+        The session is released when it is closed, and when nobody refers to it or a batch of it any more.
 
         Raises:
             UnsupportedModel, InvalidModel, NotCalibrated, InvalidInput, QuotaExceeded: see `npu_wire.errors`.
+            ServerUnavailable: nobody answers, the connection is closed, or this process is a fork.
         """
-        if self._closed:
+        belongings = self._belongings
+        belongings.require_own_process()
+        if belongings.closed:
             raise ServerUnavailable("the connection is closed; connect again")
-        session = RemoteSession(
-            self._transport, self._revive, self._info.profile_hash, model, ranges, self._patience
+        belongings.settle()
+        stream = RemoteSession(
+            self._transport, belongings.revive, self._info.profile_hash, model, ranges, self._patience
         )
-        # A closed session still holds its model; a connection may see many.
-        self._sessions = [earlier for earlier in self._sessions if not earlier.closed] + [session]
-        return session
+        belongings.add(stream)
+        return HeldSession(stream, belongings, self)
 
     def close(self) -> None:
         """Closes every session and the connection, and stops an embedded server; idempotent."""
-        if self._closed or os.getpid() != self._owner:  # a forked process inherits the exit handler
-            return
-        self._closed = True
-        atexit.unregister(self.close)
-        for session in self._sessions:
-            session.close()
-        self._transport.close()
-        if self._embedded is not None:
-            self._embedded.close()
+        self._belongings.close()
 
     def __enter__(self) -> Self:
         return self
@@ -90,10 +90,6 @@ class Connection:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def _revive(self) -> None:
-        if self._embedded is not None:
-            self._embedded.ensure_running()
 
     def _first_description(self) -> Description:
         timeout_s = self._patience.timeout_s

@@ -171,11 +171,6 @@ class RemoteSession:
                 self._changed.wait(left)
             return batch.tensors[layer]
 
-    @property
-    def closed(self) -> bool:
-        """True after `close`."""
-        return self._closed
-
     def close(self) -> None:
         """Releases the session on the server; idempotent."""
         with self._changed:

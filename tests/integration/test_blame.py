@@ -77,8 +77,8 @@ def test_an_update_is_not_taken_while_nobody_knows_of_the_refused_one(
     session = npu.compile(b"model", RANGES)
     session.push_weights(bias(1000))
     refused = session.submit(batch, ())
-    with session._changed:
-        session._changed.wait_for(lambda: refused.error is not None, 20)
+    with session._stream._changed:
+        session._stream._changed.wait_for(lambda: refused._batch.error is not None, 20)
     with pytest.raises(InvalidInput, match="weights version 1 is not loaded"):
         session.push_weights(bias(4))
     session.push_weights(bias(5))

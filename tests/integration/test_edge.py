@@ -71,11 +71,12 @@ def test_sessions_are_counted(start: Start) -> None:
         first = npu.compile(b"model", RANGES)
         with pytest.raises(InvalidModel):
             npu.compile(b"unreadable", RANGES)
-        npu.compile(b"model", RANGES)
+        second = npu.compile(b"model", RANGES)
         with pytest.raises(QuotaExceeded, match="--max-sessions"):
             npu.compile(b"model", RANGES)
         first.close()
         npu.compile(b"model", RANGES)
+        second.close()
 
 
 def test_the_client_keeps_to_the_window(start: Start, backend: FakeBackend, batch: Int8Array) -> None:

@@ -60,12 +60,13 @@ def test_closing_lets_the_device_close(plugin: None, batch: Int8Array) -> None:
         assert diary().count("close") == times
 
 
-def test_a_killed_trainer_leaves_neither_server_nor_folder(plugin: None) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_trainer_leaves_neither_server_nor_folder(plugin: None, number: signal.Signals) -> None:
     """It cannot clean up; the server notices its end, closes the device and removes the rest."""
-    with trainer("os.kill(os.getpid(), 9)") as parent:
+    with trainer(f"os.kill(os.getpid(), {number})") as parent:
         assert parent.stdout is not None
         pid, path = parent.stdout.readline().split()
-    assert parent.returncode == -signal.SIGKILL
+    assert parent.returncode == -number
     assert ends(int(pid))
     assert diary()[-1] == "close"
     assert not Path(path).parent.exists()

@@ -115,7 +115,7 @@ def test_a_released_session_is_opened_again(npu: Connection, start: Start, batch
     session = npu.compile(b"model", RANGES)
     session.push_weights({"bias": np.array(2, np.float32)})
     session.submit(batch, ()).tensor(2)
-    npu._transport.release(session._session_id)  # what an expired lease does
+    npu._transport.release(session._stream._session_id)  # what an expired lease does
     np.testing.assert_array_equal(expected(batch, 2, 2), session.submit(batch, ()).tensor(2))
 
 
