@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from npu_wire.errors import InvalidInput, UnsupportedModel
 from trainer_client.attention import write_out_attention
-from trainer_client.fold import VALUE_NAME
+from trainer_client.fold import VALUE_NAME, value_name
 
 OPSET_VERSION = 20
 _EXPORTER_LOGGER = "torch.onnx._internal.exporter._registration"
@@ -45,6 +45,12 @@ class Captured:
     input_name: str
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+
+    @property
+    def modules(self) -> dict[str, str]:
+        """Path of the user's module that computes a value, by ONNX value name; "" is the model itself."""
+        stacks = {value_name(node): node.meta.get("nn_module_stack") for node in self.graph.graph.nodes}
+        return {value: list(stack.values())[-1][0] for value, stack in stacks.items() if stack}
 
     def tensor(self, name: str) -> Tensor:
         """The parameter or buffer `name` as the model holds it now, or the captured constant of that name.

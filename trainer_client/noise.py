@@ -49,6 +49,11 @@ class LayerNoise:
         return self.masked / self.elements
 
     @property
+    def mismatched_share(self) -> float:
+        """Share of elements far off though the code is not clipped: an accumulator overflowed, say."""
+        return (self.masked - self.saturated) / self.elements
+
+    @property
     def saturated_share(self) -> float:
         """Share of elements whose code is clipped, in [0, 1]."""
         return self.saturated / self.elements
@@ -76,12 +81,14 @@ class NoiseReport:
         without_noise: layers that trained in FP32 because the training graph has no value of their name,
             summed over the steps. Layers that only move data are in neither number: they add no noise of
             their own.
+        modules: path of the user's module that computes a layer, by ONNX value name; "" for the model itself.
     """
 
     steps: int = 0
     layers: Mapping[str, LayerNoise] = field(default_factory=dict)
     fresh: int = 0
     without_noise: int = 0
+    modules: Mapping[str, str] = field(default_factory=dict)
 
     def __add__(self, other: "NoiseReport") -> "NoiseReport":
         layers = dict(self.layers)
@@ -92,4 +99,30 @@ class NoiseReport:
             layers=layers,
             fresh=self.fresh + other.fresh,
             without_noise=self.without_noise + other.without_noise,
+            modules={**self.modules, **other.modules},
         )
+
+    def __str__(self) -> str:
+        """A table with a row for each layer."""
+        rows = [("module", "value", "SQNR dB", "noise LSB", "max LSB", "saturated %", "mismatched %")]
+        rows += [
+            (
+                self.modules.get(name, ""),
+                name,
+                f"{noise.sqnr_db:.1f}",
+                f"{noise.mean_noise_lsb:.2f}",
+                f"{noise.max_noise_lsb:.1f}",
+                f"{100 * noise.saturated_share:.2f}",
+                f"{100 * noise.mismatched_share:.2f}",
+            )
+            for name, noise in self.layers.items()
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if position < 2 else cell.rjust(width)
+                for position, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ]
+        return "\n".join([f"noise of {self.steps} training steps", *lines])

@@ -75,6 +75,7 @@ class QatModule(nn.Module):
         super().__init__()
         self.model = captured.model
         self._captured = captured
+        self._owners = captured.modules
         self._folded = fold_batch_norm(captured.graph.graph)
         self._npu = npu
         self._trace = trace
@@ -118,7 +119,7 @@ class QatModule(nn.Module):
 
     @property
     def noise(self) -> NoiseReport:
-        """Noise of the last training forward."""
+        """Noise of the last training forward; `print` shows it as a table."""
         return self._last_noise
 
     @property
@@ -206,7 +207,8 @@ class QatModule(nn.Module):
         run = compiled.submit(self._captured, x)
         output = compiled.tapped.module(run, run.inject_input(x))
         assert isinstance(output, Tensor)
-        self._last_noise = NoiseReport(1, run.noise, len(compiled.tapped.taps), len(compiled.tapped.missing))
+        tapped = compiled.tapped
+        self._last_noise = NoiseReport(1, run.noise, len(tapped.taps), len(tapped.missing), self._owners)
         self._total_noise = self._total_noise + self._last_noise
         self._batches += 1
         if self._trace is not None:

@@ -35,3 +35,15 @@ def test_reports_join_layers_by_name() -> None:
     a, b = LayerNoise(1, 1.0, 1.0, 1.0, 1.0, 0, 0), LayerNoise(2, 2.0, 2.0, 2.0, 2.0, 0, 0)
     joined = NoiseReport(1, {"x": a}, fresh=1, without_noise=2) + NoiseReport(1, {"x": a, "y": b}, fresh=2)
     assert joined == NoiseReport(2, {"x": a + a, "y": b}, fresh=3, without_noise=2)
+
+
+def test_a_report_prints_as_a_table() -> None:
+    """Hand-computed: 20 dB, 20 / 40 LSB, 4 of 40 clipped, and 2 of 40 masked but not clipped."""
+    report = NoiseReport(
+        2, {"getitem_3": LayerNoise(40, 1000.0, 10.0, 20.0, 7.0, 6, 4)}, modules={"getitem_3": "body.norm"}
+    )
+    title, head, row = str(report).splitlines()
+    assert title == "noise of 2 training steps"
+    assert head.split("  ")[0].strip() == "module"
+    assert row.split() == ["body.norm", "getitem_3", "20.0", "0.50", "7.0", "10.00", "5.00"]
+    assert len(head) == len(row)

@@ -362,6 +362,25 @@ def test_noise_reports_add_up_and_start_anew() -> None:
     assert qat.total_noise.steps == 0
 
 
+def test_noise_is_printed_with_the_names_of_the_users_modules() -> None:
+    """The value that a batch norm or an activation yields stands beside the path of that very module."""
+    qat = _prepared(_npu())
+    qat(images(8))
+    for report, steps in ((qat.noise, 1), (qat.total_noise, 1)):
+        title, head, *rows = str(report).splitlines()
+        assert title == f"noise of {steps} training steps"
+        at = head.index("value")
+        pairs = {row[at:].split()[0]: row[:at].strip() for row in rows}
+        assert pairs == {
+            "x": "",
+            "hardtanh": "stem_act",
+            "relu": "",
+            "add_30": "",
+            "mean": "",
+            "linear": "head",
+        }
+
+
 def test_trace_holds_both_passes(tmp_path: Path) -> None:
     """Every layer of every training batch is there, and an in-process NPU that runs first hides nothing."""
     with Trace(tmp_path / "trace.json") as trace:
