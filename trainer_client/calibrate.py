@@ -4,8 +4,10 @@ import math
 import operator
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -20,12 +22,60 @@ DEAD_RANGE: Range = (-1.0, 1.0)
 CalibrationData = Tensor | Iterable[Any]
 
 
-def observe(captured: Captured, data: CalibrationData) -> dict[str, Range]:
+@dataclass(frozen=True)
+class RangeRule:
+    """How the ranges of many batches become one.
+
+    Attributes:
+        method: "minmax": the extremes of all batches. "percentile": each batch's two percentiles, averaged
+            over the batches; outliers beyond are clipped, for a finer scale. "ema": a moving average of each
+            batch's extremes (Jacob et al. 2018, section 3.1).
+        percentile: upper percentile, above 50 and below 100; the lower one lies as far from 0.
+        momentum: share of the newest batch in the moving average, in (0, 1].
+
+    Raises:
+        InvalidInput: none of the methods, or a number beyond its bounds.
+    """
+
+    method: str = "minmax"
+    percentile: float = 99.9
+    momentum: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.method not in ("minmax", "percentile", "ema"):
+            raise InvalidInput(f"method is {self.method!r}; choose 'minmax', 'percentile' or 'ema'")
+        if not 50 < self.percentile < 100:
+            raise InvalidInput(f"percentile is {self.percentile}; it must be above 50 and below 100")
+        if not 0 < self.momentum <= 1:
+            raise InvalidInput(f"momentum is {self.momentum}; it must be above 0 and at most 1")
+
+    def range_of(self, value: Tensor) -> Tensor:
+        """Range of one batch's values: shape (2,), on the values' device."""
+        extremes = torch.stack(torch.aminmax(value))
+        if self.method != "percentile" or not extremes.isfinite().all():
+            return extremes
+        low, high = np.percentile(value.numpy(force=True), (100 - self.percentile, self.percentile))
+        # Almost all values equal: their percentiles are no range.
+        return extremes.new_tensor((low, high)) if low < high else extremes
+
+    def joined(self, ranges: Mapping[str, Range], new: Mapping[str, Range], batch: int) -> dict[str, Range]:
+        """The ranges after one more batch, whose number counts from 0."""
+        if not ranges or self.method == "minmax":
+            return merge_ranges(ranges, new)
+        share = self.momentum if self.method == "ema" else 1 / (batch + 1)
+        return {
+            name: (low + share * (new[name][0] - low), high + share * (new[name][1] - high))
+            for name, (low, high) in ranges.items()
+        }
+
+
+def observe(captured: Captured, data: CalibrationData, rule: RangeRule | None = None) -> dict[str, Range]:
     """Runs data through the FP32 model (evaluation mode, no gradient) and takes every activation's range.
 
     Args:
         captured: the model.
         data: one batch, or an iterable of batches or of (batch, label, ...) tuples, float32.
+        rule: how the ranges of batches are taken and joined; None: the extremes of all data.
 
     Returns:
         (min, max) by ONNX value name, min < max: JSON-serialisable, and joined with `merge_ranges`. A
@@ -36,15 +86,16 @@ def observe(captured: Captured, data: CalibrationData) -> dict[str, Range]:
         InvalidInput: no data, or a batch of another shape or dtype than captured.
         NonFiniteInput: NaN or infinity in a batch or in an activation.
     """
+    rule = rule or RangeRule()
     device = next((p.device for p in captured.model.parameters()), torch.device("cpu"))
     ranges: dict[str, Range] = {}
     with torch.no_grad():
         for index, batch in enumerate([data] if isinstance(data, Tensor) else data):
             x = batch if isinstance(batch, Tensor) else _first_of(batch, index)
             require_batch(captured, x, f"calibration batch {index}")
-            observer = _Observer(captured)
+            observer = _Observer(captured, rule)
             observer.run(x.detach().to(device))
-            ranges = merge_ranges(ranges, observer.take(f"calibration batch {index}"))
+            ranges = rule.joined(ranges, observer.take(f"calibration batch {index}"), index)
     if not ranges:
         raise InvalidInput(
             "the calibration data holds no batch; give at least one, better some hundred samples"
@@ -76,10 +127,11 @@ def require_batch(captured: Captured, x: Tensor, what: str) -> None:
 
 
 class _Observer(fx.Interpreter):
-    """Runs the training graph and keeps min and max of every float value that depends on the input."""
+    """Runs the training graph and keeps the range of every float value that depends on the input."""
 
-    def __init__(self, captured: Captured) -> None:
+    def __init__(self, captured: Captured, rule: RangeRule) -> None:
         super().__init__(captured.graph)
+        self._rule = rule
         self._captured = captured
         self._wanted = {value_name(node) for node in _computed_from_input(captured.graph.graph)}
         self._extremes: list[Tensor] = []
@@ -97,7 +149,7 @@ class _Observer(fx.Interpreter):
             and value.numel()
         ):
             self._seen.append(value_name(n))
-            self._extremes.append(torch.stack(torch.aminmax(value)))
+            self._extremes.append(self._rule.range_of(value))
         return value
 
     def take(self, what: str) -> dict[str, Range]:

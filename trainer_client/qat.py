@@ -1,8 +1,9 @@
 """The module that trains a user's model against an NPU."""
 
+import itertools
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from npu_wire.errors import DeviceFault, InvalidInput, NotCalibrated
 from npu_wire.layer_map import Float32Array, LayerMap
 from npu_wire.quantize import dequantize, quantize
-from trainer_client.calibrate import CalibrationData, Range, observe, require_batch
+from trainer_client.calibrate import CalibrationData, Range, RangeRule, observe, require_batch
 from trainer_client.capture import Captured, capture
 from trainer_client.checkpoint import take_ranges, to_tensors
 from trainer_client.fold import fold_batch_norm
@@ -81,6 +82,7 @@ class QatModule(nn.Module):
         self._trace = trace
         self._ranges: dict[str, Range] = {}
         self._compiled: _Compiled | None = None
+        self._range_rule = RangeRule()
         self._batches = 0
         self._warned_of: tuple[str, ...] = ()
         self.reset_noise()
@@ -88,18 +90,54 @@ class QatModule(nn.Module):
             self._ranges = dict(ranges)
             self._compile()
 
-    def calibrate(self, data: CalibrationData) -> "QatModule":
+    def calibrate(
+        self,
+        data: CalibrationData,
+        *,
+        method: str = "minmax",
+        percentile: float = 99.9,
+        momentum: float = 0.1,
+        max_batches: int | None = None,
+        progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+    ) -> "QatModule":
         """Measures the activation ranges of the FP32 model and compiles the model for the NPU.
 
         Args:
             data: one batch (float32, shape (n, ...)), or an iterable of batches or of (batch, label, ...)
                 tuples. Some hundred samples of the training data do.
+            method: "minmax", "percentile" or "ema"; see `trainer_client.calibrate.RangeRule`.
+            percentile: of the method "percentile".
+            momentum: of the method "ema".
+            max_batches: stop after so many batches; None: take all.
+            progress: wraps the iterable and shows how far it is, as `tqdm.tqdm` and `rich.progress.track` do.
 
         Raises:
             InvalidInput, NonFiniteInput: see `trainer_client.calibrate.observe`.
             UnsupportedModel: the NPU refuses the model; the message names node, operator and reason.
         """
-        self._ranges = observe(self._captured, data)
+        self._range_rule = RangeRule(method, percentile, momentum)
+        return self.recalibrate(data, max_batches=max_batches, progress=progress)
+
+    def recalibrate(
+        self,
+        data: CalibrationData,
+        *,
+        max_batches: int | None = None,
+        progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+    ) -> "QatModule":
+        """Measures the ranges again, with the weights of now and the method of the last `calibrate`.
+
+        Args:
+            data: as in `calibrate`.
+            max_batches: as in `calibrate`.
+            progress: as in `calibrate`.
+
+        Raises:
+            NpuError: as `calibrate`.
+        """
+        batches: Iterable[Any] = [data] if isinstance(data, Tensor) else data
+        shown = batches if progress is None else progress(batches)
+        self._ranges = observe(self._captured, itertools.islice(shown, max_batches), self._range_rule)
         self._compile()
         return self
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from small_nets import images, residual_net
 from torch import Tensor, nn
 
 from npu_wire.errors import InvalidInput, NonFiniteInput
-from trainer_client.calibrate import DEAD_RANGE, merge_ranges, observe
+from trainer_client.calibrate import DEAD_RANGE, RangeRule, merge_ranges, observe
 from trainer_client.capture import Captured, capture
 
 
@@ -113,3 +114,32 @@ def test_an_expanded_parameter_is_no_activation(recwarn: pytest.WarningsRecorder
     low, high = float(x.min()), float(x.max())
     assert [name for name, bounds in ranges.items() if bounds == (low, high)] == ["x", "cat", "view"]
     assert len(ranges) == 4
+
+
+def test_percentiles_clip_the_outliers_and_are_averaged_over_batches() -> None:
+    """Of 0, 1 ... 1000 the 1st and the 99th percentile are 10 and 990; then of 0, 2 ... 2000."""
+    captured = capture(nn.ReLU(), torch.zeros(2, 1001))
+    steps = torch.arange(1001.0).reshape(1, -1)
+    rule = RangeRule("percentile", percentile=99.0)
+    assert observe(captured, steps, rule)["input"] == pytest.approx((10.0, 990.0))
+    assert observe(captured, [steps, 2 * steps], rule)["input"] == pytest.approx((15.0, 1485.0))
+    assert observe(captured, [steps, 2 * steps])["input"] == (0.0, 2000.0)
+    rare = torch.zeros(1, 1001)
+    rare[0, 5] = 3.0
+    assert observe(captured, rare, rule)["input"] == (0.0, 3.0)
+
+
+def test_a_moving_average_forgets() -> None:
+    """Upper ends 1, 2, 4 with a momentum of 0.5: 1, then 1.5, then 2.75."""
+    captured = capture(nn.ReLU(), torch.zeros(2, 2))
+    batches = [torch.tensor([[0.0, end]]) for end in (1.0, 2.0, 4.0)]
+    assert observe(captured, batches, RangeRule("ema", momentum=0.5))["input"] == (0.0, 2.75)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"method": "max"}, {"percentile": 100.0}, {"percentile": 50.0}, {"momentum": 0.0}]
+)
+def test_rules_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
+    """The message names the parameter."""
+    with pytest.raises(InvalidInput, match=f"{next(iter(wrong))} is"):
+        RangeRule(**wrong)

@@ -5,6 +5,7 @@ import io
 import math
 import pickle
 import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -311,6 +312,29 @@ def test_forward_before_calibrate_names_the_remedy() -> None:
     for mode in (qat.train(), qat.eval()):
         with pytest.raises(NotCalibrated, match=r"call qat.calibrate\(loader\)"):
             mode(images(2))
+
+
+def test_recalibration_keeps_the_method_and_sees_the_weights_of_now() -> None:
+    """As a fresh calibration of the changed model; of five batches it takes, and shows, two."""
+    net = residual_net()
+    qat = prepare(net, images(1), _npu())
+    shown = []
+
+    def progress(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        for batch in batches:
+            shown.append(batch)
+            yield batch
+
+    qat.calibrate(images(16), method="percentile", percentile=95.0)
+    first = qat.ranges
+    with torch.no_grad():
+        net.stem.weight.mul_(3.0)
+    qat.recalibrate(images(40).split(8), max_batches=2, progress=progress)
+    fresh = prepare(net, images(1), _npu()).calibrate(
+        images(16).split(8), method="percentile", percentile=95.0
+    )
+    assert qat.ranges == fresh.ranges != first
+    assert [len(batch) for batch in shown] == [8, 8]
 
 
 def test_batches_that_do_not_fit_are_refused() -> None:
