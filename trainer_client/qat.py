@@ -18,6 +18,7 @@ from trainer_client.capture import Captured, capture
 from trainer_client.checkpoint import take_ranges, to_tensors
 from trainer_client.fold import fold_batch_norm
 from trainer_client.inject import inject, rule_of_layer, rule_of_tensor
+from trainer_client.monitor import SaturationMonitor
 from trainer_client.noise import LayerNoise, NoiseReport
 from trainer_client.session import Npu, PendingBatch, Session
 from trainer_client.taps import TappedGraph, tap
@@ -248,6 +249,7 @@ class QatModule(nn.Module):
         tapped = compiled.tapped
         self._last_noise = NoiseReport(1, run.noise, len(tapped.taps), len(tapped.missing), self._owners)
         self._total_noise = self._total_noise + self._last_noise
+        compiled.monitor.add(run.noise)
         self._batches += 1
         if self._trace is not None:
             names = [layer.name for layer in compiled.session.layer_map.layers]
@@ -298,15 +300,19 @@ class QatModule(nn.Module):
                 len(session.layer_map.layers),
                 ", ".join(tapped.missing),
             )
-        self._compiled = _Compiled(session, tapped, PushedWeights(self._captured))
+        monitor = SaturationMonitor(self._owners)
+        self._compiled = _Compiled(session, tapped, PushedWeights(self._captured), monitor)
 
 
 class _Compiled:
     """A session on the NPU with the training graph that fits it."""
 
-    def __init__(self, session: Session, tapped: TappedGraph, weights: PushedWeights) -> None:
+    def __init__(
+        self, session: Session, tapped: TappedGraph, weights: PushedWeights, monitor: SaturationMonitor
+    ) -> None:
         self.session = session
         self.tapped = tapped
+        self.monitor = monitor
         self._weights = weights
 
     def push(self) -> None:

@@ -337,6 +337,24 @@ def test_recalibration_keeps_the_method_and_sees_the_weights_of_now() -> None:
     assert [len(batch) for batch in shown] == [8, 8]
 
 
+def test_activations_that_leave_their_ranges_are_reported_once() -> None:
+    """Weights grow after calibration: the clipped layers are named, until the ranges are measured anew."""
+    net = residual_net()
+    qat = _prepared(_npu(), net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        qat(images(8))
+        with torch.no_grad():
+            net.head.weight.mul_(20.0)
+            net.body_norm.weight.mul_(20.0)
+        with pytest.warns(UserWarning, match=r"model \(add_30, \d+ %\).*qat.recalibrate\(loader\)"):
+            qat(images(8))
+        qat(images(8))
+        qat.recalibrate(images(8))
+        qat(images(8))
+    assert qat.noise.layers["add_30"].max_noise_lsb < 1
+
+
 def test_batches_that_do_not_fit_are_refused() -> None:
     """Shape, dtype, NaN and size: each with what was expected, and nothing is sent to the NPU."""
     npu = _npu()
