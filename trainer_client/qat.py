@@ -196,6 +196,20 @@ class QatModule(nn.Module):
             compiled.forget_pushed()
             raise
 
+    def train(self, mode: bool = True) -> "QatModule":
+        """Chooses the training mode, see `forward`; batch norm and dropout are the same in both modes.
+
+        The NPU holds batch norm as constants in the convolution before it. Statistics of the batch at hand
+        would be another network than the chip's, so the running ones are used and never updated, while gamma
+        and beta train. Dropout does nothing. There is no argument to change that: to adapt the statistics,
+        run the FP32 model (`qat.model`) in training mode over some data, then `recalibrate`.
+
+        Args:
+            mode: True for training, False for evaluation.
+        """
+        super().train(mode)
+        return self
+
     def close(self) -> None:
         """Releases the session on the NPU; idempotent. The model and its weights stay."""
         if self._compiled is not None:

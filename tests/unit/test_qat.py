@@ -391,6 +391,22 @@ def test_training_mode_without_gradient_and_with_input_gradient() -> None:
     assert leaf.grad.abs().max() > 0
 
 
+def test_batch_norm_and_dropout_are_frozen_in_training_mode() -> None:
+    """Statistics stay, two passes are equal and equal to evaluation; gamma and beta have gradients."""
+    net = residual_net()
+    qat = _prepared(_npu(), net).train()
+    assert net.dropout.training
+    before = {name: value.clone() for name, value in net.named_buffers()}
+    out = qat(images(8))
+    out.sum().backward()
+    assert torch.equal(out, qat(images(8)))
+    assert torch.equal(out, qat.eval()(images(8)))
+    assert not net.dropout.training
+    assert all(torch.equal(value, before[name]) for name, value in net.named_buffers())
+    assert net.stem_norm.weight.grad is not None
+    assert net.stem_norm.bias.grad is not None
+
+
 def test_noise_reports_add_up_and_start_anew() -> None:
     """Two steps of 8 and 4 images: the total counts the elements of both, the last report its own."""
     qat = _prepared(_npu())
