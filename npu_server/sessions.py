@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from npu_server.allocator import return_free_memory
 from npu_server.backends.base import Backend, Program, Ranges
 from npu_server.quotas import Account, Ledger, Memory
 from npu_server.telemetry import LayerLatency, SessionStatus
@@ -141,6 +142,7 @@ class SessionTable:
         self._memory = Memory(limits.max_server_bytes, limits.max_sessions, limits.stall_s)
         self._compilers = threading.BoundedSemaphore(_COMPILERS)
         self._stop = threading.Event()
+        self._freed = threading.Event()
         self._reaper: threading.Thread | None = None
 
     def start_reaper(self) -> None:
@@ -334,10 +336,15 @@ class SessionTable:
         if session.stream is not None:
             session.stream.cancel(reason)
         try:
-            self._worker.submit(session.session_id, session.program.close)
+            closing = self._worker.submit(session.session_id, session.program.close)
+            closing.add_done_callback(lambda _: self._freed.set())
         except ServerUnavailable:
             log.warning("session %s: the device is closed, its program is dropped", session.short_id)
 
     def _reap_until_stopped(self) -> None:
         while not self._stop.wait(max(0.05, min(self._limits.lease_s / 4, 5.0))):
+            if self._freed.is_set():
+                # At most once a tick, however many sessions have ended: it holds the allocator's locks.
+                self._freed.clear()
+                return_free_memory()
             self.reap()
