@@ -22,6 +22,7 @@ from npu_server.config import (
     load_describe_settings,
     load_serve_config,
 )
+from npu_server.heap import use_one_arena
 from npu_server.registry import create_backend
 from npu_server.words import LineFormatter
 from npu_wire.channel import parse_endpoint
@@ -73,6 +74,7 @@ def _serve(arguments: Sequence[str]) -> NoReturn:
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=config.log_level, handlers=[handler])
     parent = os.getppid()
+    use_one_arena()
     stop = _stop_on_signals()
     # Imported here so that `--help` and the other commands do not wait for gRPC's and FastAPI's servers.
     app = importlib.import_module("npu_server.app")
