@@ -15,6 +15,7 @@ from typing import NoReturn
 from pydantic import ValidationError
 from rich.console import Console
 
+from npu_server.allocator import use_one_arena
 from npu_server.backends.base import BackendOptions
 from npu_server.config import (
     ServeConfig,
@@ -22,7 +23,6 @@ from npu_server.config import (
     load_describe_settings,
     load_serve_config,
 )
-from npu_server.heap import use_one_arena
 from npu_server.registry import create_backend
 from npu_server.words import LineFormatter
 from npu_wire.channel import parse_endpoint

@@ -11,7 +11,6 @@ from typing import Protocol
 
 from npu_server.allocator import return_free_memory
 from npu_server.backends.base import Backend, Program, Ranges
-from npu_server.heap import Trimmer
 from npu_server.quotas import Account, Ledger, Memory
 from npu_server.telemetry import LayerLatency, SessionStatus
 from npu_server.worker import DeviceWorker
@@ -141,7 +140,6 @@ class SessionTable:
         self._sessions: dict[str, Session] = {}
         self._opening = 0
         self._memory = Memory(limits.max_server_bytes, limits.max_sessions, limits.stall_s)
-        self._trimmer = Trimmer()
         self._compilers = threading.BoundedSemaphore(_COMPILERS)
         self._stop = threading.Event()
         self._freed = threading.Event()
@@ -171,7 +169,6 @@ class SessionTable:
             yield place
         finally:
             place.ledger.close()
-            self._trimmer.something_ended()
             with self._lock:
                 if not place.taken:
                     self._opening -= 1
@@ -258,7 +255,6 @@ class SessionTable:
             if session.replaced is stream:
                 session.replaced = None
         stream.cancel()
-        self._trimmer.something_ended()
 
     def release(self, session_id: str) -> None:
         """Ends a session; one that does not exist is none of our business."""
@@ -344,7 +340,6 @@ class SessionTable:
             closing.add_done_callback(lambda _: self._freed.set())
         except ServerUnavailable:
             log.warning("session %s: the device is closed, its program is dropped", session.short_id)
-        self._trimmer.something_ended()
 
     def _reap_until_stopped(self) -> None:
         while not self._stop.wait(max(0.05, min(self._limits.lease_s / 4, 5.0))):
@@ -353,4 +348,3 @@ class SessionTable:
                 self._freed.clear()
                 return_free_memory()
             self.reap()
-            self._trimmer.check()
