@@ -129,7 +129,7 @@ class CallInterceptor(grpc.ServerInterceptor):
             log.info("%s: the client %s; the call is ended after %g s", method, what, self._stall_s)
             context.cancel()
 
-        wait = Wait(self._stall_s, end)
+        wait = Wait(self._stall_s, end, self._stalls.now)
         self._stalls.watch(wait)
         stack.callback(self._stalls.forget, wait)
         return wait

@@ -10,6 +10,8 @@ log = logging.getLogger(__name__)
 # Half a megabit a second: who is slower than that is not training over this link.
 _SLOWEST_BYTES_PER_S = 2**16
 _CHECK_EVERY_S = 0.25
+# Whoever is not heard for longer than this is not silent: it is this process that stands still.
+_LONGEST_TICK_S = 0.5
 
 Clock = Callable[[], float]
 
@@ -61,11 +63,16 @@ class StallWatch:
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
+        self._now = self._seen = clock()
         self._lock = threading.Lock()
         self._waits: set[Wait] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="npu-stalls", daemon=True)
         self._thread.start()
+
+    def now(self) -> float:
+        """Seconds on a clock that stands still while this process does (stopped, starved)."""
+        return self._now + min(self._clock() - self._seen, _LONGEST_TICK_S)
 
     def watch(self, *waits: Wait) -> None:
         """Begins to look at some."""
@@ -79,14 +86,15 @@ class StallWatch:
 
     def after(self, seconds: float, action: Callable[[], object]) -> None:
         """Calls `action` once, in so many seconds."""
-        wait = Wait(seconds, action, self._clock)
+        wait = Wait(seconds, action, self.now)
         wait.start()
         self.watch(wait)
 
-    def check(self) -> None:
-        """Ends what is overdue."""
-        now = self._clock()
+    def tick(self) -> None:
+        """Lets the clock go on, and ends what is overdue."""
         with self._lock:
+            self._now, self._seen = self.now(), self._clock()
+            now = self._now
             overdue = {wait for wait in self._waits if (due := wait.due) is not None and due <= now}
             self._waits -= overdue
         for wait in overdue:
@@ -102,4 +110,4 @@ class StallWatch:
 
     def _run(self) -> None:
         while not self._stop.wait(_CHECK_EVERY_S):
-            self.check()
+            self.tick()

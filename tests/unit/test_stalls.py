@@ -1,7 +1,7 @@
 """Patience with a client, on a clock of its own."""
 
 from npu_server.admission import Lobby
-from npu_server.stalls import Wait
+from npu_server.stalls import StallWatch, Wait
 
 
 class Clock:
@@ -42,6 +42,23 @@ def test_bytes_never_make_more_patience_than_there_was() -> None:
     wait.stop(2**30)
     wait.start()
     assert wait.due == 110
+
+
+def test_time_in_which_the_server_stood_still_is_nobodys_silence() -> None:
+    """Of an hour between two looks half a second counts, of half a second all of it."""
+    clock, ended = Clock(), []
+    watch = StallWatch(clock)
+    watch.after(10, lambda: ended.append(True))
+    clock.now += 3600
+    watch.tick()
+    for _ in range(18):
+        clock.now += 0.5
+        watch.tick()
+    assert ended == []
+    clock.now += 0.5
+    watch.tick()
+    assert ended == [True]
+    watch.close()
 
 
 def test_the_oldest_in_the_lobby_gives_way() -> None:
