@@ -1,6 +1,7 @@
 """The process of the hostile clients: a thread each, every one with its own random stream."""
 
 import collections
+import multiprocessing
 import os
 import sys
 import threading
@@ -75,6 +76,9 @@ class Army:
 
 def run(army: Army, going: Event, ending: Event, results: Connection) -> None:
     """The main function of the process: attacks while `going`, sends its tally when `ending`."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     models = [(title, model) for title, model in hostile_models() if len(model) < 2**22]
     small, wide = record_small(), record_wide()
     clients = [

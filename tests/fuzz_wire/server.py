@@ -69,7 +69,8 @@ class ServerUnderAttack:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("NPU_")}
         with log.open("wb") as log_file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "npu_server", "serve", *flags],
+                [sys.executable, "-m", "npu_server", "serve", *flags, "--exit-with-stdin"],
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log_file,
                 text=True,
@@ -126,7 +127,9 @@ class ServerUnderAttack:
             status = None
             self._process.send_signal(signal.SIGABRT)  # its log then says where every thread was
             self._process.wait()
+        assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._process.stdin.close()
         self._process.stdout.close()
         return status, time.monotonic() - begin
 
