@@ -30,7 +30,35 @@ class NpuServiceStub(object):
 
     A client describes the device, compiles a float ONNX model with activation ranges into a session, then holds one
     Forward stream: it sends changed FP32 weights and INT8 batches, and receives the INT8 tensor of each layer as soon as
-    that layer has finished. Errors are gRPC statuses; the trailing metadata key "npu-error" names the exact class.
+    that layer has finished. A message of either side has at most 8 MiB (8388608 bytes; set gRPC's limits accordingly):
+    models and tensors travel in chunks of any size below that, 1 to 2 MiB being the fastest.
+
+    A server that was started with a token wants the metadata "authorization: Bearer TOKEN" with every call, reflection
+    included; only the standard health service answers without it.
+
+    Errors are gRPC statuses. The trailing metadata key "npu-error" names the exact class, the status message says what is
+    wrong, where, and the remedy:
+
+    InvalidInput       INVALID_ARGUMENT     a message breaks a rule below, or is none
+    InvalidModel       INVALID_ARGUMENT     the bytes are no ONNX model that can be read
+    InvalidProfile     INVALID_ARGUMENT     a numerics profile says something illegal; not of a server that has started
+    NonFiniteInput     INVALID_ARGUMENT     NaN or infinity in weights
+    UnsupportedModel   FAILED_PRECONDITION  a sound model that this NPU refuses: node, operator, reason
+    NotCalibrated      FAILED_PRECONDITION  the range of an activation is missing
+    SessionLost        NOT_FOUND            no such session (lease over, released, server restarted), or the stream was
+    replaced by a newer one
+    QuotaExceeded      RESOURCE_EXHAUSTED   too many sessions, bytes, batches in flight or calls; see Limits
+    Unauthenticated    UNAUTHENTICATED      no token, or the wrong one
+    DeviceChanged      ABORTED              reserved for clients: the profile hash is not the one they began with
+    DeviceFault        INTERNAL             the device or the server failed; its log says why
+    ServerUnavailable  UNAVAILABLE          the server shuts down, or none answers
+    Timeout            DEADLINE_EXCEEDED    reserved for clients: an answer does not come
+
+    A status without that key comes from gRPC itself or from a proxy: a message beyond 8 MiB or more calls at once than
+    the server has threads for (RESOURCE_EXHAUSTED), an unknown method (UNIMPLEMENTED), a broken connection (UNAVAILABLE),
+    a call that stalled or was opened and said nothing while others needed its place (CANCELLED; see Limits.stall_s).
+    After UNAVAILABLE or SessionLost a client attaches again or, if that is SessionLost too, compiles again; then it sends
+    its weights and goes on.
     """
 
     def __init__(self, channel):
@@ -71,7 +99,35 @@ class NpuServiceServicer(object):
 
     A client describes the device, compiles a float ONNX model with activation ranges into a session, then holds one
     Forward stream: it sends changed FP32 weights and INT8 batches, and receives the INT8 tensor of each layer as soon as
-    that layer has finished. Errors are gRPC statuses; the trailing metadata key "npu-error" names the exact class.
+    that layer has finished. A message of either side has at most 8 MiB (8388608 bytes; set gRPC's limits accordingly):
+    models and tensors travel in chunks of any size below that, 1 to 2 MiB being the fastest.
+
+    A server that was started with a token wants the metadata "authorization: Bearer TOKEN" with every call, reflection
+    included; only the standard health service answers without it.
+
+    Errors are gRPC statuses. The trailing metadata key "npu-error" names the exact class, the status message says what is
+    wrong, where, and the remedy:
+
+    InvalidInput       INVALID_ARGUMENT     a message breaks a rule below, or is none
+    InvalidModel       INVALID_ARGUMENT     the bytes are no ONNX model that can be read
+    InvalidProfile     INVALID_ARGUMENT     a numerics profile says something illegal; not of a server that has started
+    NonFiniteInput     INVALID_ARGUMENT     NaN or infinity in weights
+    UnsupportedModel   FAILED_PRECONDITION  a sound model that this NPU refuses: node, operator, reason
+    NotCalibrated      FAILED_PRECONDITION  the range of an activation is missing
+    SessionLost        NOT_FOUND            no such session (lease over, released, server restarted), or the stream was
+    replaced by a newer one
+    QuotaExceeded      RESOURCE_EXHAUSTED   too many sessions, bytes, batches in flight or calls; see Limits
+    Unauthenticated    UNAUTHENTICATED      no token, or the wrong one
+    DeviceChanged      ABORTED              reserved for clients: the profile hash is not the one they began with
+    DeviceFault        INTERNAL             the device or the server failed; its log says why
+    ServerUnavailable  UNAVAILABLE          the server shuts down, or none answers
+    Timeout            DEADLINE_EXCEEDED    reserved for clients: an answer does not come
+
+    A status without that key comes from gRPC itself or from a proxy: a message beyond 8 MiB or more calls at once than
+    the server has threads for (RESOURCE_EXHAUSTED), an unknown method (UNIMPLEMENTED), a broken connection (UNAVAILABLE),
+    a call that stalled or was opened and said nothing while others needed its place (CANCELLED; see Limits.stall_s).
+    After UNAVAILABLE or SessionLost a client attaches again or, if that is SessionLost too, compiles again; then it sends
+    its weights and goes on.
     """
 
     def Describe(self, request, context):
@@ -82,21 +138,34 @@ class NpuServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Compile(self, request_iterator, context):
-        """Compiles a model and opens a session. First message: header; then the model's bytes in chunks.
+        """Compiles a model and opens a session. First message: header; then the model's bytes in chunks, none of them empty,
+        together exactly as many as the header says; then the client ends its side. A call that is cancelled leaves no session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Forward(self, request_iterator, context):
-        """Runs batches of one session. First message: attach. A session has one stream at a time; a new one replaces the old.
+        """Runs batches of one session. First message: attach. Then weight updates and batches in any order; the server does
+        them in the order in which they came and answers in that order. Nothing need be waited for: a batch may follow the
+        commit that it names at once, and a commit the batch before it (at most Limits.max_in_flight batches, though).
+
+        The chunks of one tensor come without anything between them. Between the tensors of an unfinished update, batches
+        may come; they run with the weights of the last commit.
+
+        The stream ends when the client ends its side: what has come is computed and answered first, then the status is OK; an
+        unfinished tensor or update is dropped. An error ends it after the answers to everything before the error; what
+        came after it is dropped. A session has one stream at a time: a new one replaces the old, which ends at once with
+        SessionLost (CANCELLED for a client that does not read it), and what it had not computed or sent is dropped. Release
+        does the same. A cancelled stream ends at the next layer. In each case but Release the session stays, with the
+        weights of the last update that was loaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def KeepAlive(self, request, context):
-        """Renews the lease of an idle session. An open Forward stream renews it by itself.
+        """Renews the lease of an idle session. While a Forward stream is open the lease does not run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,7 +219,35 @@ class NpuService(object):
 
     A client describes the device, compiles a float ONNX model with activation ranges into a session, then holds one
     Forward stream: it sends changed FP32 weights and INT8 batches, and receives the INT8 tensor of each layer as soon as
-    that layer has finished. Errors are gRPC statuses; the trailing metadata key "npu-error" names the exact class.
+    that layer has finished. A message of either side has at most 8 MiB (8388608 bytes; set gRPC's limits accordingly):
+    models and tensors travel in chunks of any size below that, 1 to 2 MiB being the fastest.
+
+    A server that was started with a token wants the metadata "authorization: Bearer TOKEN" with every call, reflection
+    included; only the standard health service answers without it.
+
+    Errors are gRPC statuses. The trailing metadata key "npu-error" names the exact class, the status message says what is
+    wrong, where, and the remedy:
+
+    InvalidInput       INVALID_ARGUMENT     a message breaks a rule below, or is none
+    InvalidModel       INVALID_ARGUMENT     the bytes are no ONNX model that can be read
+    InvalidProfile     INVALID_ARGUMENT     a numerics profile says something illegal; not of a server that has started
+    NonFiniteInput     INVALID_ARGUMENT     NaN or infinity in weights
+    UnsupportedModel   FAILED_PRECONDITION  a sound model that this NPU refuses: node, operator, reason
+    NotCalibrated      FAILED_PRECONDITION  the range of an activation is missing
+    SessionLost        NOT_FOUND            no such session (lease over, released, server restarted), or the stream was
+    replaced by a newer one
+    QuotaExceeded      RESOURCE_EXHAUSTED   too many sessions, bytes, batches in flight or calls; see Limits
+    Unauthenticated    UNAUTHENTICATED      no token, or the wrong one
+    DeviceChanged      ABORTED              reserved for clients: the profile hash is not the one they began with
+    DeviceFault        INTERNAL             the device or the server failed; its log says why
+    ServerUnavailable  UNAVAILABLE          the server shuts down, or none answers
+    Timeout            DEADLINE_EXCEEDED    reserved for clients: an answer does not come
+
+    A status without that key comes from gRPC itself or from a proxy: a message beyond 8 MiB or more calls at once than
+    the server has threads for (RESOURCE_EXHAUSTED), an unknown method (UNIMPLEMENTED), a broken connection (UNAVAILABLE),
+    a call that stalled or was opened and said nothing while others needed its place (CANCELLED; see Limits.stall_s).
+    After UNAVAILABLE or SessionLost a client attaches again or, if that is SessionLost too, compiles again; then it sends
+    its weights and goes on.
     """
 
     @staticmethod
