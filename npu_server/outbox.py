@@ -19,13 +19,12 @@ class Outbox(Generic[Answer]):
         self._ended = False
         self._dropped = False
 
-    def put(self, answer: Answer) -> bool:
-        """Adds an answer; False when the outbox takes no more."""
+    def put(self, answer: Answer) -> None:
+        """Adds an answer; nothing happens when the outbox takes no more."""
         with self._changed:
             if not self._ended:
                 self._answers.append(answer)
                 self._changed.notify()
-            return not self._ended
 
     def get(self) -> Answer | None:
         """Waits for the next answer; None is the end.
