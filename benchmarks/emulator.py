@@ -29,12 +29,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from training_step import MobileNetV2
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from npu_server.backends.base import BackendOptions, Program
 from npu_server.backends.emulator import EmulatorBackend
+from npu_server.seam import BackendOptions, Program
 from npu_wire.layer_map import Int8Array
 from npu_wire.quantize import quantize
-from trainer_client.calibrate import observe
-from trainer_client.capture import Captured, capture
+from trainer_client.qat.calibrate import observe
+from trainer_client.qat.capture import Captured, capture
 
 
 class ResNet18(nn.Module):

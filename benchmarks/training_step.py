@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import trainer_client
-from trainer_client.baselines import prepare_torchao
+from trainer_client.commands.baselines import prepare_torchao
 
 # expansion, width, repeats, stride
 BLOCKS = [

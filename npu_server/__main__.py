@@ -15,8 +15,6 @@ from typing import NoReturn
 from pydantic import ValidationError
 from rich.console import Console
 
-from npu_server.allocator import use_one_arena
-from npu_server.backends.base import BackendOptions
 from npu_server.config import (
     ServeConfig,
     load_conformance_settings,
@@ -24,7 +22,9 @@ from npu_server.config import (
     load_serve_config,
 )
 from npu_server.registry import create_backend
-from npu_server.words import LineFormatter
+from npu_server.seam import BackendOptions
+from npu_server.service.allocator import use_one_arena
+from npu_server.service.words import LineFormatter
 from npu_wire.channel import parse_endpoint
 from npu_wire.errors import InvalidInput, NpuError
 

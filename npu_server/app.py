@@ -14,18 +14,18 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from npu_server import http_server
-from npu_server.backends.base import Backend, Health
 from npu_server.config import ServeConfig
-from npu_server.dashboard import create_dashboard
-from npu_server.health import HealthService
-from npu_server.interceptors import LISTENERS, SILENT_CALLS, CallInterceptor
-from npu_server.service import NpuService
-from npu_server.sessions import SessionTable
-from npu_server.stalls import StallWatch
+from npu_server.dashboard import http_server
+from npu_server.dashboard.pages import create_dashboard
+from npu_server.seam import Backend, Health
+from npu_server.service.health import HealthService
+from npu_server.service.interceptors import LISTENERS, SILENT_CALLS, CallInterceptor
+from npu_server.service.servicer import NpuService
+from npu_server.service.sessions import SessionTable
+from npu_server.service.stalls import StallWatch
+from npu_server.service.watchdog import Watchdog
+from npu_server.service.worker import DeviceWorker
 from npu_server.telemetry import DeviceStatus, Status, Telemetry
-from npu_server.watchdog import Watchdog
-from npu_server.worker import DeviceWorker
 from npu_wire.channel import parse_endpoint, read_token, server_credentials, server_options
 from npu_wire.errors import DeviceFault, InvalidInput
 from npu_wire.v1 import npu_pb2, npu_pb2_grpc

@@ -15,7 +15,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from npu_server.sessions import Limits
+from npu_server.service.sessions import Limits
 from npu_wire.channel import parse_endpoint
 from npu_wire.errors import InvalidInput
 

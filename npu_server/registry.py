@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 
-from npu_server.backends.base import ENTRY_POINT_GROUP, Backend, BackendOptions
+from npu_server.seam import ENTRY_POINT_GROUP, Backend, BackendOptions
 from npu_wire.errors import InvalidInput
 
 # Extra of this distribution that brings what a backend of ours imports.

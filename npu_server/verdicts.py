@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from npu_server.compile.operators import operators_of
+from npu_server.compile.reading.operators import operators_of
 from npu_server.numerics.functions import FUNCTIONS
 from npu_server.numerics.profile import Profile
 from npu_server.numerics.rules import HOST_OPERATORS

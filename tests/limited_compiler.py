@@ -99,8 +99,8 @@ def main() -> None:
     """Serves until standard input ends."""
     import numpy as np
 
-    from npu_server.backends.base import BackendOptions
     from npu_server.backends.reference import ReferenceBackend
+    from npu_server.seam import BackendOptions
     from npu_wire.errors import NpuError
 
     def work(model: bytes, ranges: dict[str, tuple[float, float]]) -> Answer:

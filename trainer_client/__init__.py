@@ -25,10 +25,10 @@ from npu_wire.errors import (
 )
 
 if TYPE_CHECKING:
-    from trainer_client.connection import Connection, connect
-    from trainer_client.noise import LayerNoise, NoiseReport
-    from trainer_client.qat import QatModule, prepare
-    from trainer_client.trace import Trace
+    from trainer_client.npu.connection import Connection, connect
+    from trainer_client.qat.module import QatModule, prepare
+    from trainer_client.qat.noise import LayerNoise, NoiseReport
+    from trainer_client.qat.trace import Trace
 
 __all__ = [
     "Connection",
@@ -56,13 +56,13 @@ __all__ = [
 
 # Imported on first use (PEP 562): `prepare` needs torch, `connect` gRPC, neither the other's.
 _WHERE = {
-    "Connection": "connection",
-    "LayerNoise": "noise",
-    "NoiseReport": "noise",
-    "QatModule": "qat",
-    "Trace": "trace",
-    "connect": "connection",
-    "prepare": "qat",
+    "Connection": "npu.connection",
+    "LayerNoise": "qat.noise",
+    "NoiseReport": "qat.noise",
+    "QatModule": "qat.module",
+    "Trace": "qat.trace",
+    "connect": "npu.connection",
+    "prepare": "qat.module",
 }
 
 

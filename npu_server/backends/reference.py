@@ -4,8 +4,6 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from npu_server.backends.base import BackendOptions, Capabilities, Fingerprint, Health, Program, Ranges
-from npu_server.compile import moving
 from npu_server.compile.graph import (
     Add,
     AveragePool,
@@ -29,17 +27,19 @@ from npu_server.compile.graph import (
     Sub,
     Sum,
 )
-from npu_server.compile.host import compute_on_host
-from npu_server.compile.lowering import Layer
-from npu_server.compile.operators import operators_of
-from npu_server.compile.pairs import combine, in_order, multiply_and_saturate
-from npu_server.compile.program import compile_program
-from npu_server.compile.sliding import average_windows, positions
-from npu_server.compile.weights import Prepared
+from npu_server.compile.planning.lowering import Layer
+from npu_server.compile.planning.weights import Prepared
+from npu_server.compile.reading.operators import operators_of
+from npu_server.execution import moving
+from npu_server.execution.host import compute_on_host
+from npu_server.execution.pairs import combine, in_order, multiply_and_saturate
+from npu_server.execution.program import compile_program
+from npu_server.execution.sliding import average_windows, positions
 from npu_server.numerics import elementwise
 from npu_server.numerics.profile import Profile, load_profile
 from npu_server.numerics.requantize import accumulate, requantize, saturating_sum
 from npu_server.numerics.scales import Int64Array
+from npu_server.seam import BackendOptions, Capabilities, Fingerprint, Health, Program, Ranges
 from npu_wire.errors import InvalidInput
 from npu_wire.layer_map import INT8_MIN, Int8Array, MemoryLayout
 
@@ -82,7 +82,7 @@ class ReferenceBackend:
         return Health(True)
 
     def compile(self, model: bytes, ranges: Ranges) -> Program:
-        """Compiles a float ONNX model; see `npu_server.backends.base.Backend.compile`."""
+        """Compiles a float ONNX model; see `npu_server.seam.Backend.compile`."""
         return compile_program(model, ranges, self._profile, ReferenceKernels(self._profile), MAX_BATCH)
 
 

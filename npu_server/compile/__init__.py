@@ -1,6 +1,5 @@
-"""From a float ONNX model and activation ranges to layers that an INT8 NPU executes.
+"""From a float ONNX model and activation ranges to the plan of layers that an INT8 NPU executes.
 
-The way: `model` reads the bytes, `constants` evaluates what depends on no input, `importer` and `operators`
-turn nodes into operations, `fusion` merges them, `lowering` gives every tensor its scale, `weights` quantizes
-what is trained, `program` runs layer by layer.
+`graph` holds the operations that a network is made of. `reading` turns ONNX nodes into them, `planning`
+merges them, gives every tensor its scale and quantizes what is trained. `npu_server.execution` runs the plan.
 """

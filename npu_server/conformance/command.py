@@ -4,11 +4,11 @@ import json
 
 from rich.console import Console
 
-from npu_server.backends.base import Backend, BackendOptions
 from npu_server.config import ConformanceSettings
 from npu_server.conformance.suite import run_suite
 from npu_server.conformance.wire import RemoteTarget
 from npu_server.registry import create_backend
+from npu_server.seam import Backend, BackendOptions
 from npu_wire.channel import Security, read_token
 from npu_wire.errors import InvalidInput
 

@@ -12,7 +12,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import infer_shapes
 
-from npu_server.backends.base import Ranges
+from npu_server.seam import Ranges
 from npu_wire.layer_map import INT8_MAX, INT8_MIN, Float32Array, Int8Array
 
 OPSET = 20

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from npu_server.backends.base import LayerTensor, Program
 from npu_server.conformance.probe import Broken, Probe, raises, same
 from npu_server.conformance.targets import LocalTarget, run_all
+from npu_server.seam import LayerTensor, Program
 from npu_wire.errors import InvalidInput, NpuError
 from npu_wire.layer_map import Int8Array, MemoryLayout
 

@@ -6,9 +6,9 @@ from dataclasses import replace as replaced
 
 import numpy as np
 
-from npu_server.backends.base import Ranges
 from npu_server.conformance.graphs import Case, codes
 from npu_server.conformance.targets import Session, Target
+from npu_server.seam import Ranges
 from npu_wire.errors import InvalidInput, NpuError
 from npu_wire.layer_map import Float32Array, Int8Array
 

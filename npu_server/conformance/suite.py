@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from npu_server.app import serve
-from npu_server.backends.base import Backend, Capabilities
 from npu_server.config import ServeConfig
 from npu_server.conformance.cases import all_cases, probe_candidates
 from npu_server.conformance.contract import Check, contract_checks
@@ -21,6 +20,7 @@ from npu_server.conformance.report import CheckResult, OperatorResult, Report, V
 from npu_server.conformance.targets import LocalTarget, Target
 from npu_server.conformance.trials import Trial, attempt
 from npu_server.conformance.wire import RemoteTarget
+from npu_server.seam import Backend, Capabilities
 from npu_wire.errors import InvalidInput
 
 Connect = Callable[[str], RemoteTarget]

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 
-from npu_server.backends.base import Backend, Capabilities, Program, Ranges
+from npu_server.seam import Backend, Capabilities, Program, Ranges
 from npu_wire.errors import DeviceFault
 from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
 
@@ -19,7 +19,7 @@ class Session(Protocol):
         ...
 
     def load_weights(self, tensors: Mapping[str, Float32Array]) -> None:
-        """Replaces initializers; see `npu_server.backends.base.Program.load_weights`."""
+        """Replaces initializers; see `npu_server.seam.Program.load_weights`."""
         ...
 
     def run(self, batch: Int8Array, taps: Collection[int]) -> dict[int, Int8Array]:

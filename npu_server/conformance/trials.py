@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from npu_server.backends.base import Ranges
 from npu_server.conformance.graphs import Case
 from npu_server.conformance.targets import Target, run_all
+from npu_server.seam import Ranges
 from npu_wire.errors import NpuError
 from npu_wire.layer_map import Int8Array, LayerMap
 

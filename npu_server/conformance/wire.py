@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 import grpc
 import numpy as np
 
-from npu_server.backends.base import Capabilities, Fingerprint, Ranges
+from npu_server.seam import Capabilities, Fingerprint, Ranges
 from npu_wire.channel import Security, open_channel, parse_endpoint, status_parts, token_metadata
 from npu_wire.errors import DeviceFault, InvalidInput, NpuError, from_status
 from npu_wire.layer_map import (

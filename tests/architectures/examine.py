@@ -8,9 +8,9 @@ import torch
 
 from npu_wire.layer_map import Int8Array, LayerMap, LayerSpec
 from npu_wire.quantize import dequantize
-from trainer_client.noise import LayerNoise
-from trainer_client.qat import QatModule, prepare
-from trainer_client.taps import tap
+from trainer_client.qat.module import QatModule, prepare
+from trainer_client.qat.noise import LayerNoise
+from trainer_client.qat.taps import tap
 
 from .catalogue import BATCH, Architecture
 from .side_by_side import SHARED, SideBySideNpu

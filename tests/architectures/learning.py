@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 import trainer_client
-from trainer_client.data import digits
-from trainer_client.trainer import Recipe, accuracy, batches, fit
+from trainer_client.commands.data import digits
+from trainer_client.commands.trainer import Recipe, accuracy, batches, fit
 
 from .catalogue import Logits
 

@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from npu_server.backends.base import BackendOptions, Program, Ranges
 from npu_server.backends.emulator import EmulatorBackend
 from npu_server.backends.reference import ReferenceBackend
+from npu_server.seam import BackendOptions, Program, Ranges
 from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
-from trainer_client.session import DeviceInfo, LayerTiming
+from trainer_client.npu.session import DeviceInfo, LayerTiming
 
 SHARED = frozenset(
     {
-        *("Add", "Sub", "Mul"),  # npu_server.compile.pairs.combine, which the emulator may tabulate first
+        *("Add", "Sub", "Mul"),  # npu_server.execution.pairs.combine, which the emulator may tabulate first
         *("Lut", "Relu", "PRelu", "Concat"),  # tables that the compiler has made
         *("Mean", "ReduceSum", "AveragePool"),  # sums apart, npu_server.numerics.elementwise finishes them
     }
@@ -47,7 +47,7 @@ class Comparison:
 
 
 class SideBySideNpu:
-    """`trainer_client.session.Npu` in this process; hands on what `emulator` computed."""
+    """`trainer_client.npu.session.Npu` in this process; hands on what `emulator` computed."""
 
     def __init__(self, profile: str) -> None:
         options = BackendOptions(profile=profile)

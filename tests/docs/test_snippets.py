@@ -14,10 +14,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from npu_server.app import serve
-from npu_server.backends.base import BackendOptions
 from npu_server.config import ServeConfig
 from npu_server.numerics.profile import load_profile
 from npu_server.registry import create_backend
+from npu_server.seam import BackendOptions
 
 from .snippets import ROOT, Snippet, inline_commands, snippets
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 import trainer_client
 from npu_wire.errors import InvalidInput, NonFiniteInput, ServerUnavailable
 from npu_wire.quantize import dequantize
-from trainer_client.connection import Connection
-from trainer_client.data import load_dataset
-from trainer_client.nets import build_model
-from trainer_client.qat import QatModule
-from trainer_client.taps import TapContext
-from trainer_client.trace import Trace, overlap
-from trainer_client.trainer import batch
+from trainer_client.commands.data import load_dataset
+from trainer_client.commands.nets import build_model
+from trainer_client.commands.trainer import batch
+from trainer_client.npu.connection import Connection
+from trainer_client.qat.module import QatModule
+from trainer_client.qat.taps import TapContext
+from trainer_client.qat.trace import Trace, overlap
 
 SERVER = [sys.executable, "-m", "npu_server", "serve", "--http", "off", "--profile", "acc16"]
 STEPS = 20
@@ -120,7 +120,9 @@ def test_every_injected_value_is_the_npus(embedded: Connection, monkeypatch: pyt
 
         return inject
 
-    monkeypatch.setattr("trainer_client.qat._Run.inject", recorded(trainer_client.qat._Run.inject))
+    monkeypatch.setattr(
+        "trainer_client.qat.module._Run.inject", recorded(trainer_client.qat.module._Run.inject)
+    )
     x, _ = batch(load_dataset("digits"), 32, 0, 3)
     qat(x)
     layers = qat.layer_map.layers

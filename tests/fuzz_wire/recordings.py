@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from npu_server.backends.base import BackendOptions, Ranges
 from npu_server.registry import create_backend
+from npu_server.seam import BackendOptions, Ranges
 from npu_wire.layer_map import Float32Array, Int8Array
 from npu_wire.tensors import OutgoingTensor, split_bytes
 from npu_wire.v1 import npu_pb2, program_pb2

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from npu_server.backends.base import BackendOptions, Program
 from npu_server.registry import create_backend
+from npu_server.seam import BackendOptions, Program
 from npu_wire.layer_map import Int8Array
 from npu_wire.v1 import npu_pb2, tensor_pb2
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import trainer_client
-from npu_server.backends.base import Backend, BackendOptions, Program
 from npu_server.registry import create_backend
+from npu_server.seam import Backend, BackendOptions, Program
 from npu_wire.errors import NpuError, QuotaExceeded
 from npu_wire.layer_map import Float32Array, Int8Array, LayerMap, LayerSpec, MemoryLayout
-from trainer_client.session import DeviceInfo, LayerTiming, Npu, PendingBatch, Ranges, Session
+from trainer_client.npu.session import DeviceInfo, LayerTiming, Npu, PendingBatch, Ranges, Session
 
 from .recordings import PROFILE
 
@@ -143,7 +143,7 @@ class Witness:
 
 
 class CheckedNpu:
-    """The NPU over the wire with `reference` beside it: a `trainer_client.session.Npu`.
+    """The NPU over the wire with `reference` beside it: a `trainer_client.npu.session.Npu`.
 
     Args:
         remote: the connection.

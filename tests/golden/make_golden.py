@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from npu_server.backends.base import BackendOptions
 from npu_server.backends.reference import ReferenceBackend
 from npu_server.conformance.cases import all_cases
 from npu_server.conformance.graphs import codes, range_variants
 from npu_server.conformance.targets import LocalTarget, run_all
 from npu_server.numerics.profile import list_profiles
 from npu_server.numerics.version import ARITHMETIC_VERSION
+from npu_server.seam import BackendOptions
 from npu_wire.errors import UnsupportedModel
 from npu_wire.layer_map import Int8Array
 

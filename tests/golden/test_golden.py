@@ -11,12 +11,12 @@ from judges.onnx_qlinear import OnnxRuntimeJudge
 from make_golden import PROFILES, RECORD, changed_cases, digest, outputs_of
 from safetensors import safe_open
 
-from npu_server.backends.base import BackendOptions
 from npu_server.compile.graph import AveragePool, Conv, MaxPool
 from npu_server.conformance.targets import LocalTarget, run_all
 from npu_server.numerics.profile import list_profiles, load_profile
 from npu_server.numerics.version import ARITHMETIC_VERSION
 from npu_server.registry import create_backend
+from npu_server.seam import BackendOptions
 
 FOLDER = Path(__file__).parent
 REMEDY = (

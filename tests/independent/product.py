@@ -9,9 +9,9 @@ import torch
 
 from npu_server.backends.emulator.kernels import EmulatorKernels
 from npu_server.backends.reference import ReferenceKernels
-from npu_server.compile.lowering import Layer
-from npu_server.compile.program import Kernels, compile_program
-from npu_server.compile.weights import Prepared
+from npu_server.compile.planning.lowering import Layer
+from npu_server.compile.planning.weights import Prepared
+from npu_server.execution.program import Kernels, compile_program
 from npu_server.numerics.profile import Profile, load_profile
 from npu_wire.errors import NpuError as NpuError
 

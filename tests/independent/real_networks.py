@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.architectures.catalogue import CATALOGUE, Architecture, photographs
-from trainer_client.capture import capture
-from trainer_client.data import digits
-from trainer_client.nets import MobileNetV1Small
+from trainer_client.commands.data import digits
+from trainer_client.commands.nets import MobileNetV1Small
+from trainer_client.qat.capture import capture
 
 from . import formulas
 from .random_networks import Subject

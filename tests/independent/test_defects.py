@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from npu_server.compile import fusion, lowering, operators, operators_elementwise, weights, windows
+from npu_server.compile.planning import fusion, lowering, weights
+from npu_server.compile.reading import operators, operators_elementwise, windows
 from npu_server.numerics import scales
 
 from .comparison import ONNX_RUNTIME, judge

@@ -12,10 +12,10 @@ from fake_backend import FakeBackend, Spawn, Start
 from raw_client import Raw
 
 from npu_server.app import RunningServer, serve
-from npu_server.backends.base import BackendOptions
 from npu_server.config import ServeConfig
+from npu_server.seam import BackendOptions
 from npu_wire.layer_map import Int8Array
-from trainer_client.connection import Connection, connect
+from trainer_client.npu.connection import Connection, connect
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fake_backend import FakeBackend, FakeProgram
 
-from npu_server.backends.base import LayerTensor, Program, Ranges
+from npu_server.seam import LayerTensor, Program, Ranges
 from npu_wire.layer_map import Int8Array
 
 DEADLY_CODE = 99

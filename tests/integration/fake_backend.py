@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 import numpy as np
 
 from npu_server.app import RunningServer
-from npu_server.backends.base import (
+from npu_server.seam import (
     BackendOptions,
     Capabilities,
     Fingerprint,

@@ -20,10 +20,10 @@ from npu_wire.layer_map import (
     tensor_spec_to_proto,
 )
 from npu_wire.v1 import npu_pb2
-from trainer_client.connection import Connection, connect
-from trainer_client.session import DeviceInfo
-from trainer_client.stream import RemoteSession
-from trainer_client.transport import Description, Patience
+from trainer_client.npu.connection import Connection, connect
+from trainer_client.npu.session import DeviceInfo
+from trainer_client.npu.stream import RemoteSession
+from trainer_client.npu.transport import Description, Patience
 
 OTHER = {"big": np.zeros((3, 1000, 1000), np.float32)}
 

@@ -12,15 +12,15 @@ import pytest
 import torch
 from fake_backend import Start
 
-from npu_server.backends.base import Backend, BackendOptions
 from npu_server.backends.reference import ReferenceBackend
-from npu_server.compile.operators import operators_of
+from npu_server.compile.reading.operators import operators_of
 from npu_server.conformance.cases import all_cases
 from npu_server.conformance.report import Report, Verdict
 from npu_server.conformance.suite import run_suite
 from npu_server.conformance.wire import RemoteTarget
 from npu_server.numerics.profile import list_profiles, load_profile
 from npu_server.registry import create_backend
+from npu_server.seam import Backend, BackendOptions
 
 OPTIONS = BackendOptions(profile="tflm", threads=1)
 

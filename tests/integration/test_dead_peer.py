@@ -16,7 +16,7 @@ from npu_server.app import RunningServer
 from npu_wire import channel
 from npu_wire.errors import ServerUnavailable
 from npu_wire.layer_map import Int8Array
-from trainer_client.connection import connect
+from trainer_client.npu.connection import connect
 
 RANGES = {"t0": (-1.0, 1.0)}
 # As set, a peer is missed after half a minute; the test lets time run faster.

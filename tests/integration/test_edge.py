@@ -24,7 +24,7 @@ from npu_wire.errors import (
 )
 from npu_wire.layer_map import Int8Array
 from npu_wire.v1 import npu_pb2, program_pb2, tensor_pb2
-from trainer_client.connection import Connection, connect
+from trainer_client.npu.connection import Connection, connect
 
 RANGES = {"t0": (-1.0, 1.0)}
 

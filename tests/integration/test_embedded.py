@@ -15,7 +15,7 @@ from fake_backend import expected
 
 from npu_wire.errors import InvalidInput
 from npu_wire.layer_map import Int8Array
-from trainer_client.connection import connect
+from trainer_client.npu.connection import connect
 
 RANGES = {"t0": (-1.0, 1.0)}
 

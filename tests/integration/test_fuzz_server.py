@@ -7,10 +7,10 @@ import pytest
 from fake_backend import Start
 from hostile_models import RANGE_ATTACKS, good, hostile_models, ranges_for
 
-from npu_server.backends.base import BackendOptions
 from npu_server.conformance.targets import run_all
 from npu_server.conformance.wire import RemoteTarget
 from npu_server.registry import create_backend
+from npu_server.seam import BackendOptions
 from npu_wire.errors import (
     InvalidInput,
     InvalidModel,

@@ -15,10 +15,10 @@ from torch import nn
 
 from npu_wire.errors import QuotaExceeded
 from npu_wire.layer_map import Int8Array
-from trainer_client.calibrate import observe
-from trainer_client.capture import capture
-from trainer_client.connection import Connection, connect
-from trainer_client.qat import QatModule, prepare
+from trainer_client.npu.connection import Connection, connect
+from trainer_client.qat.calibrate import observe
+from trainer_client.qat.capture import capture
+from trainer_client.qat.module import QatModule, prepare
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from fake_backend import FakeBackend, Start, wait_until
 from test_shutdown import serves
 
 from npu_server.app import RunningServer
-from npu_server.backends.base import BackendOptions, Health
+from npu_server.seam import BackendOptions, Health
 from npu_wire.errors import DeviceFault
 from npu_wire.layer_map import Int8Array
-from trainer_client.connection import connect
+from trainer_client.npu.connection import connect
 
 RANGES = {"t0": (-1.0, 1.0)}
 

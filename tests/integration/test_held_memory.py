@@ -13,7 +13,7 @@ from fake_backend import LAYERS, FakeBackend, Spawn, Start, expected, wait_until
 from raw_client import Raw, attach, commit, memory_of, threads_of, weight_chunk
 
 from npu_server.app import RunningServer
-from npu_server.backends.base import BackendOptions
+from npu_server.seam import BackendOptions
 from npu_wire.layer_map import Float32Array, Int8Array
 from npu_wire.tensors import OutgoingTensor, TensorAssembler
 from npu_wire.v1 import npu_pb2

@@ -9,8 +9,8 @@ import uvicorn
 from fake_backend import Start, wait_until
 from prometheus_client import CollectorRegistry
 
-from npu_server.dashboard import create_dashboard
-from npu_server.http_server import HttpServer
+from npu_server.dashboard.http_server import HttpServer
+from npu_server.dashboard.pages import create_dashboard
 from npu_server.telemetry import DeviceStatus, Status
 
 DEVICE = DeviceStatus("fake", "adder", "plus-one", "0" * 64, "cpu", serving=True)

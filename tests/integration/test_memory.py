@@ -10,7 +10,7 @@ import pytest
 from fake_backend import FakeBackend, FakeProgram, Start, wait_until
 from raw_client import Raw, attach, commit, input_chunk, weight_chunk
 
-from npu_server.backends.base import BackendOptions, Program, Ranges
+from npu_server.seam import BackendOptions, Program, Ranges
 from npu_wire.errors import DeviceFault, InvalidInput
 from npu_wire.v1 import npu_pb2
 

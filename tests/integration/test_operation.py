@@ -19,12 +19,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from npu_server.app import SERVICE_NAME, serve
-from npu_server.backends.base import BackendOptions
 from npu_server.config import ServeConfig
+from npu_server.seam import BackendOptions
 from npu_wire.errors import InvalidInput, ServerUnavailable, Unauthenticated
 from npu_wire.layer_map import Int8Array
 from npu_wire.v1 import npu_pb2, npu_pb2_grpc
-from trainer_client.connection import Connection, connect
+from trainer_client.npu.connection import Connection, connect
 
 RANGES = {"t0": (-1.0, 1.0)}
 SERVING = health_pb2.HealthCheckResponse.SERVING

@@ -9,7 +9,7 @@ import pytest
 from fake_backend import FakeBackend, Start, wait_until
 from raw_client import Raw
 
-from npu_server.backends.base import BackendOptions, Program, Ranges
+from npu_server.seam import BackendOptions, Program, Ranges
 from npu_wire.v1 import npu_pb2
 
 TIMEOUT_S = 30.0

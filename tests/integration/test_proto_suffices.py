@@ -14,8 +14,8 @@ from fake_backend import Start
 from hostile_models import good
 from proto_client import ProtoClient, batch, dequantize, quantize, weights
 
-from npu_server.backends.base import BackendOptions, Program
 from npu_server.registry import create_backend
+from npu_server.seam import BackendOptions, Program
 from npu_wire import errors
 from npu_wire.v1 import npu_pb2, program_pb2
 

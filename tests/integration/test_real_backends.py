@@ -9,11 +9,11 @@ import pytest
 from fake_backend import Start
 from onnx import TensorProto, helper, numpy_helper
 
-from npu_server.backends.base import BackendOptions
 from npu_server.registry import create_backend
+from npu_server.seam import BackendOptions
 from npu_wire.errors import InvalidInput, InvalidModel, NotCalibrated, UnsupportedModel
 from npu_wire.layer_map import Int8Array
-from trainer_client.connection import connect
+from trainer_client.npu.connection import connect
 
 RANGES = {
     "x": (-1.0, 1.0),

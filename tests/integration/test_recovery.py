@@ -15,7 +15,7 @@ from fake_backend import LAYERS, FakeBackend, Spawn, Start, expected
 
 from npu_wire.errors import DeviceChanged, DeviceFault, ServerUnavailable, SessionLost, Timeout
 from npu_wire.layer_map import Int8Array
-from trainer_client.connection import Connection, connect
+from trainer_client.npu.connection import Connection, connect
 
 RANGES = {"t0": (-1.0, 1.0)}
 

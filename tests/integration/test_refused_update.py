@@ -8,8 +8,8 @@ from fake_backend import Start
 from onnx import TensorProto, helper, numpy_helper
 from raw_client import Raw, attach, commit, weight
 
-from npu_server.backends.base import BackendOptions
 from npu_server.registry import create_backend
+from npu_server.seam import BackendOptions
 from npu_wire.layer_map import Float32Array, Int8Array
 from npu_wire.tensors import OutgoingTensor, TensorAssembler
 from npu_wire.v1 import npu_pb2

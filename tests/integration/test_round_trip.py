@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from fake_backend import LAYERS, FakeBackend, Start, expected
 
-from npu_server.backends.base import BackendOptions
+from npu_server.seam import BackendOptions
 from npu_wire.layer_map import Int8Array
-from trainer_client.connection import Connection, connect
+from trainer_client.npu.connection import Connection, connect
 
 RANGES = {"t0": (-1.0, 1.0)}
 
@@ -105,7 +105,7 @@ def test_timings_stay_in_the_clients_clock(
 ) -> None:
     """While the server's clock runs away, no layer begins before its batch was sent or ends after it came."""
     clock = ServersClock()
-    monkeypatch.setattr("npu_server.service.time", clock)
+    monkeypatch.setattr("npu_server.service.servicer.time", clock)
     monkeypatch.setattr("fake_backend.time", clock)
     with connect(start().address) as npu:
         session = npu.compile(b"model", RANGES)

@@ -21,7 +21,7 @@ from npu_server.app import SHUTDOWN_S
 from npu_server.config import ServeConfig
 from npu_wire.layer_map import Int8Array
 from npu_wire.v1 import npu_pb2
-from trainer_client.connection import connect
+from trainer_client.npu.connection import connect
 
 TIMEOUT_S = 60.0
 RANGES = {"t0": (-1.0, 1.0)}

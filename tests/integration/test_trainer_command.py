@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fake_backend import Start
 
-from trainer_client.cli import main
+from trainer_client.commands.cli import main
 
 TRAIN = ["train", "--model", "mobilenet-v1-small", "--fp32-steps", "1"]
 

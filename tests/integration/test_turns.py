@@ -11,11 +11,11 @@ from fake_backend import FakeBackend, FakeProgram, Start, expected, wait_until
 from raw_client import Raw, attach, input_chunk
 
 from npu_server import app
-from npu_server.backends.base import BackendOptions, Program, Ranges
-from npu_server.worker import DeviceWorker
+from npu_server.seam import BackendOptions, Program, Ranges
+from npu_server.service.worker import DeviceWorker
 from npu_wire.layer_map import Float32Array, Int8Array
 from npu_wire.v1 import npu_pb2
-from trainer_client.connection import connect
+from trainer_client.npu.connection import connect
 
 RANGES = {"t0": (-1.0, 1.0)}
 TIMEOUT_S = 30.0

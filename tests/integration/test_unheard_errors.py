@@ -10,10 +10,10 @@ from typing import Any
 import grpc
 import pytest
 
-from npu_server.dashboard import create_dashboard
-from npu_server.http_server import HttpServer
-from npu_server.interceptors import CallInterceptor
-from npu_server.stalls import StallWatch
+from npu_server.dashboard.http_server import HttpServer
+from npu_server.dashboard.pages import create_dashboard
+from npu_server.service.interceptors import CallInterceptor
+from npu_server.service.stalls import StallWatch
 from npu_server.telemetry import DeviceStatus, Status, Telemetry
 from npu_wire.errors import SessionLost
 

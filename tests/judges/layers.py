@@ -10,13 +10,13 @@ import torch
 from npu_server.backends.emulator.kernels import EmulatorKernels
 from npu_server.backends.reference import ReferenceKernels
 from npu_server.compile import graph as g
-from npu_server.compile.fusion import fuse
-from npu_server.compile.lowering import Layer, lower
-from npu_server.compile.model import read_model
-from npu_server.compile.operators import import_model
-from npu_server.compile.pairs import in_order, quantizations
-from npu_server.compile.program import Kernels
-from npu_server.compile.weights import Prepared, prepare
+from npu_server.compile.planning.fusion import fuse
+from npu_server.compile.planning.lowering import Layer, lower
+from npu_server.compile.planning.weights import Prepared, prepare
+from npu_server.compile.reading.model import read_model
+from npu_server.compile.reading.operators import import_model
+from npu_server.execution.pairs import in_order, quantizations
+from npu_server.execution.program import Kernels
 from npu_server.numerics.profile import Profile
 from npu_server.numerics.scales import Quantization
 from npu_wire.layer_map import Int8Array, MemoryLayout

@@ -7,7 +7,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from npu_server.compile import graph as g
-from npu_server.compile.lowering import Layer
+from npu_server.compile.planning.lowering import Layer
 from npu_server.numerics.scales import Quantization
 from npu_wire.layer_map import INT8_MAX, INT8_MIN, Int8Array
 

@@ -13,6 +13,7 @@ _ROOT = Path(__file__).parents[2]
 _JUDGED = (
     "npu_server/numerics",
     "npu_server/compile",
+    "npu_server/execution",
     "npu_server/profiles",
     "npu_server/backends",
     "tests/judges",

@@ -5,9 +5,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from npu_server.backends.base import BackendOptions
 from npu_server.backends.reference import ReferenceBackend
 from npu_server.conformance.targets import LocalTarget, run_all
+from npu_server.seam import BackendOptions
 from npu_wire.layer_map import Int8Array, TensorSpec
 
 # What is averaged away of the operand that is spread; its channels.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 
-from npu_server.compile.operators import OPERATORS, operators_of
+from npu_server.compile.reading.operators import OPERATORS, operators_of
 from npu_server.conformance.cases import all_cases
 from npu_server.conformance.graphs import Case, range_variants
 from npu_server.numerics.profile import list_profiles, load_profile

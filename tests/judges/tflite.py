@@ -9,7 +9,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from npu_server.compile import graph as g
-from npu_server.compile.lowering import Layer
+from npu_server.compile.planning.lowering import Layer
 from npu_server.numerics.scales import Quantization, code_of
 from npu_wire.layer_map import INT8_MAX, INT8_MIN, Int8Array
 

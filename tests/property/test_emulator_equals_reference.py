@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_nets import Net, nets
 
-from npu_server.backends.base import BackendOptions
 from npu_server.backends.emulator import EmulatorBackend, kernels
 from npu_server.backends.emulator.bounds import largest_sum
 from npu_server.backends.reference import ReferenceBackend
 from npu_server.numerics.profile import list_profiles
+from npu_server.seam import BackendOptions
 
 
 @pytest.mark.parametrize("profile", list_profiles())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from npu_wire.errors import DeviceFault, InvalidInput, NpuError
 from npu_wire.layer_map import Int8Array, LayerMap, LayerSpec, TensorSpec
-from trainer_client.journal import Batch, Journal, Operation, WeightUpdate
+from trainer_client.npu.journal import Batch, Journal, Operation, WeightUpdate
 
 LAYER = LayerSpec(TensorSpec("y", (1,), 1.0, 0), "Add", ("x",))
 LAYER_MAP = LayerMap(TensorSpec("x", (1,), 1.0, 0), (LAYER,))

@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
-from npu_server.backends.base import (
+from npu_server.seam import (
     Backend,
     BackendOptions,
     Capabilities,
@@ -26,7 +26,7 @@ from npu_server.backends.base import (
 from npu_wire.errors import InvalidInput, NonFiniteInput
 from npu_wire.layer_map import Float32Array, Int8Array, LayerMap, LayerSpec, MemoryLayout, TensorSpec
 from npu_wire.quantize import dequantize, quantize
-from trainer_client.session import DeviceInfo, LayerTiming
+from trainer_client.npu.session import DeviceInfo, LayerTiming
 
 _LAYER_ENDS = ("Relu", "Clip", "Add", "ReduceMean", "Gemm")
 

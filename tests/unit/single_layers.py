@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from npu_server.backends.base import Backend, BackendOptions
 from npu_server.backends.emulator import EmulatorBackend
 from npu_server.backends.reference import ReferenceBackend
-from npu_server.compile.fusion import fuse
-from npu_server.compile.lowering import Layer, lower
-from npu_server.compile.model import read_model
-from npu_server.compile.operators import import_model
-from npu_server.compile.weights import Prepared, prepare
+from npu_server.compile.planning.fusion import fuse
+from npu_server.compile.planning.lowering import Layer, lower
+from npu_server.compile.planning.weights import Prepared, prepare
+from npu_server.compile.reading.model import read_model
+from npu_server.compile.reading.operators import import_model
 from npu_server.numerics.profile import load_profile
+from npu_server.seam import Backend, BackendOptions
 from npu_wire.layer_map import MemoryLayout
 
 BACKENDS: tuple[type[Backend], ...] = (ReferenceBackend, EmulatorBackend)

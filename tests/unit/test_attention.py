@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer_client.capture import capture
+from trainer_client.qat.capture import capture
 
 WIDTH, HEADS, TOKENS = 8, 2, 5
 

@@ -3,10 +3,10 @@ import torch
 from torch import nn
 
 from npu_wire.layer_map import LayerMap, LayerSpec, TensorSpec
-from trainer_client.baselines import TorchaoResult, join_ranges, train_torchao
-from trainer_client.data import Dataset, digits
-from trainer_client.nets import build_model
-from trainer_client.trainer import Recipe, fit
+from trainer_client.commands.baselines import TorchaoResult, join_ranges, train_torchao
+from trainer_client.commands.data import Dataset, digits
+from trainer_client.commands.nets import build_model
+from trainer_client.commands.trainer import Recipe, fit
 
 
 @pytest.fixture(scope="module")

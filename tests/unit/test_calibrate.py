@@ -10,8 +10,8 @@ from small_nets import images, residual_net
 from torch import Tensor, nn
 
 from npu_wire.errors import InvalidInput, NonFiniteInput
-from trainer_client.calibrate import DEAD_RANGE, RangeRule, merge_ranges, observe
-from trainer_client.capture import Captured, capture
+from trainer_client.qat.calibrate import DEAD_RANGE, RangeRule, merge_ranges, observe
+from trainer_client.qat.capture import Captured, capture
 
 
 @pytest.fixture(scope="module")

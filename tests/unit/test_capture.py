@@ -8,8 +8,8 @@ from small_nets import ResidualNet, images, residual_net
 from torch import Tensor, nn
 
 from npu_wire.errors import InvalidInput, UnsupportedModel
-from trainer_client.capture import Captured, capture
-from trainer_client.fold import fold_batch_norm, value_name
+from trainer_client.qat.capture import Captured, capture
+from trainer_client.qat.fold import fold_batch_norm, value_name
 
 
 @pytest.fixture(scope="module")

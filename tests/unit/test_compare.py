@@ -5,14 +5,14 @@ import pytest
 import torch
 from in_process_npu import InProcessNpu
 
-from npu_server.backends.base import Backend, BackendOptions
 from npu_server.backends.emulator import EmulatorBackend
 from npu_server.backends.reference import ReferenceBackend
+from npu_server.seam import Backend, BackendOptions
 from npu_wire.errors import InvalidInput
-from trainer_client.compare import Plan, compare
-from trainer_client.data import Dataset, digits
-from trainer_client.results import FP32, NPU, PTQ, TORCHAO, Cell, Results, load_results
-from trainer_client.trainer import OnStep, Recipe
+from trainer_client.commands.compare import Plan, compare
+from trainer_client.commands.data import Dataset, digits
+from trainer_client.commands.results import FP32, NPU, PTQ, TORCHAO, Cell, Results, load_results
+from trainer_client.commands.trainer import OnStep, Recipe
 
 PLAN = Plan(
     model="mobilenet-v1-small",

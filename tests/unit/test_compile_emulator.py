@@ -6,12 +6,12 @@ import torch
 from onnx import helper
 from single_layers import BACKENDS, Scale, random_codes, single_layer
 
-from npu_server.backends.base import Backend, BackendOptions
 from npu_server.backends.emulator import EmulatorBackend, kernels
 from npu_server.backends.emulator.packing import pack_pairs
 from npu_server.backends.emulator.sums import CPU_METHODS, Task, exact_sums
 from npu_server.backends.reference import ReferenceBackend
 from npu_server.compile.graph import Window
+from npu_server.seam import Backend, BackendOptions
 from npu_wire.errors import InvalidInput, InvalidProfile
 from npu_wire.layer_map import MemoryLayout
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from npu_server.backends.base import BackendOptions
 from npu_server.backends.reference import ReferenceBackend
+from npu_server.seam import BackendOptions
 from npu_wire.errors import (
     InvalidInput,
     InvalidModel,

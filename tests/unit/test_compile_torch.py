@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from single_layers import BACKENDS
 from torch import nn
 
-from npu_server.backends.base import BackendOptions
+from npu_server.seam import BackendOptions
 from npu_wire.quantize import dequantize, quantize
 
 

@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from npu_wire.errors import InvalidInput
-from trainer_client.data import Dataset, digits, fashion_mnist, load_dataset, read_idx
+from trainer_client.commands.data import Dataset, digits, fashion_mnist, load_dataset, read_idx
 
 
 def own_dataset() -> Dataset:

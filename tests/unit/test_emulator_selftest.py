@@ -13,7 +13,6 @@ from prometheus_client import generate_latest
 from single_layers import Scale, SingleLayer, random_codes, single_layer
 
 from npu_server.app import serve
-from npu_server.backends.base import BackendOptions
 from npu_server.backends.emulator import EmulatorBackend
 from npu_server.backends.emulator.selftest import examine, expected_sums, is_exact
 from npu_server.backends.emulator.sums import (
@@ -30,6 +29,7 @@ from npu_server.backends.reference import ReferenceBackend
 from npu_server.compile.graph import Window
 from npu_server.config import ServeConfig
 from npu_server.conformance.wire import RemoteTarget
+from npu_server.seam import BackendOptions
 from npu_wire.errors import DeviceFault
 
 CPU = torch.device("cpu")
@@ -122,7 +122,7 @@ import json, sys
 import numpy as np
 from test_emulator_selftest import convolution
 from single_layers import BACKENDS, random_codes
-from npu_server.backends.base import BackendOptions
+from npu_server.seam import BackendOptions
 from npu_server.backends.emulator import EmulatorBackend
 from npu_server.backends.emulator.selftest import expected_sums
 net = convolution()

@@ -5,8 +5,8 @@ import pytest
 from onnx import helper
 from single_layers import BACKENDS, Scale, single_layer
 
-from npu_server.backends.base import Backend
 from npu_server.numerics.elementwise import CODES
+from npu_server.seam import Backend
 from npu_wire.errors import InvalidInput
 
 TINY, VAST, OUTPUT = Scale(2.0**-100, 3), Scale(2.0**100, 3), Scale(2.0**-5, 5)

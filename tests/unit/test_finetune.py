@@ -8,12 +8,12 @@ import torch
 from in_process_npu import InProcessNpu
 from torch import nn
 
-from npu_server.backends.base import BackendOptions
 from npu_server.backends.reference import ReferenceBackend
+from npu_server.seam import BackendOptions
 from npu_wire.errors import InvalidInput
-from trainer_client.data import digits
-from trainer_client.finetune import train
-from trainer_client.trainer import Recipe
+from trainer_client.commands.data import digits
+from trainer_client.commands.finetune import train
+from trainer_client.commands.trainer import Recipe
 
 
 def tiny() -> nn.Module:

@@ -5,7 +5,7 @@ import pytest
 from onnx import helper
 from single_layers import BACKENDS, Scale, single_layer
 
-from npu_server.backends.base import Backend, BackendOptions
+from npu_server.seam import Backend, BackendOptions
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from npu_wire.layer_map import Int8Array
 from npu_wire.quantize import dequantize
-from trainer_client.inject import InjectionRule, _inject_torch, inject
+from trainer_client.qat.inject import InjectionRule, _inject_torch, inject
 
 SHAPES = [(2, 5, 3, 7), (1, 1, 1, 1), (3, 4), (2, 6, 9), (4, 8, 1, 1), (2, 3, 40, 40)]
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from trainer_client.noise import LayerNoise, NoiseReport
+from trainer_client.qat.noise import LayerNoise, NoiseReport
 
 
 def test_layer_noise_of_a_whole_is_the_sum_of_its_parts() -> None:

@@ -10,8 +10,8 @@ import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from npu_server.backends.base import BackendOptions
 from npu_server.backends.reference import ReferenceBackend
+from npu_server.seam import BackendOptions
 from npu_wire.errors import NpuError
 from npu_wire.quantize import quantize
 

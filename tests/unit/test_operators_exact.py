@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from single_layers import BACKENDS, Scale, random_codes, single_layer
 
-from npu_server.backends.base import Backend, BackendOptions
-from npu_server.compile.views import View
+from npu_server.compile.reading.views import View
+from npu_server.seam import Backend, BackendOptions
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

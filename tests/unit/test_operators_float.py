@@ -8,9 +8,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from npu_server.backends.base import Backend, BackendOptions
 from npu_server.backends.emulator import EmulatorBackend
 from npu_server.backends.reference import ReferenceBackend
+from npu_server.seam import Backend, BackendOptions
 from npu_wire.errors import UnsupportedModel
 from npu_wire.layer_map import LayerMap
 

@@ -9,12 +9,12 @@ from blocks import BLOCKS
 from in_process_npu import InProcessNpu
 from torch import Tensor
 
-from npu_server.backends.base import BackendOptions
 from npu_server.backends.emulator import EmulatorBackend
 from npu_server.backends.reference import ReferenceBackend
-from trainer_client.calibrate import observe
-from trainer_client.capture import Captured, capture
-from trainer_client.qat import prepare
+from npu_server.seam import BackendOptions
+from trainer_client.qat.calibrate import observe
+from trainer_client.qat.capture import Captured, capture
+from trainer_client.qat.module import prepare
 
 # Decibels of signal over quantization noise at the output; a layer that computes something else is far below.
 LOWEST_SQNR_DB = {"tflm": 20.0, "onnxruntime": 20.0, "pow2-trunc": 12.0, "acc18": 20.0}

@@ -7,8 +7,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.shape_inference import infer_shapes
 from single_layers import BACKENDS
 
-from npu_server.backends.base import BackendOptions
 from npu_server.backends.reference import ReferenceBackend
+from npu_server.seam import BackendOptions
 from npu_wire.errors import UnsupportedModel
 from npu_wire.quantize import dequantize, quantize
 

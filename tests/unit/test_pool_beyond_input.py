@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from npu_server.backends.base import BackendOptions
 from npu_server.backends.emulator import EmulatorBackend
 from npu_server.backends.reference import ReferenceBackend
+from npu_server.seam import BackendOptions
 from npu_wire.quantize import dequantize, quantize
-from trainer_client.calibrate import observe
-from trainer_client.capture import capture
+from trainer_client.qat.calibrate import observe
+from trainer_client.qat.capture import capture
 
 
 @pytest.mark.parametrize(

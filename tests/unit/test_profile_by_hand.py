@@ -5,9 +5,9 @@ import pytest
 from onnx import helper
 from single_layers import BACKENDS, Scale, single_layer
 
-from npu_server.backends.base import Backend, BackendOptions
 from npu_server.numerics.profile import load_profile
 from npu_server.numerics.scales import activation_quantization, quantize_weights
+from npu_server.seam import Backend, BackendOptions
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 

@@ -10,10 +10,10 @@ from onnx import helper
 from single_layers import BACKENDS, Scale, single_layer
 
 from npu_server.__main__ import main
-from npu_server.backends.base import Backend, BackendOptions
 from npu_server.numerics.profile import Profile, list_profiles, load_profile
 from npu_server.numerics.version import ARITHMETIC_VERSION
 from npu_server.profile_pages import attribute_meanings, describe_keys
+from npu_server.seam import Backend, BackendOptions
 
 PAGE = Path(__file__).parents[2] / "docs" / "describe-your-npu.md"
 

@@ -7,11 +7,11 @@ import pytest
 from onnx import helper
 from single_layers import BACKENDS, Scale, random_codes, single_layer
 
-from npu_server.backends.base import Backend, BackendOptions, LoadsInSteps
-from npu_server.compile import program
-from npu_server.compile.slices import samples_at_once as at_once
 from npu_server.conformance.cases import all_cases
 from npu_server.conformance.graphs import codes, range_variants
+from npu_server.execution import program
+from npu_server.execution.slices import samples_at_once as at_once
+from npu_server.seam import Backend, BackendOptions, LoadsInSteps
 from npu_wire.errors import UnsupportedModel
 from npu_wire.layer_map import MemoryLayout
 

@@ -12,8 +12,8 @@ def test_every_error_and_name_is_at_the_top() -> None:
     tree = {name: value for name, value in vars(errors).items() if isinstance(value, type)}
     assert tree.items() <= {name: getattr(trainer_client, name) for name in trainer_client.__all__}.items()
     assert set(trainer_client.__all__) <= set(dir(trainer_client))
-    assert trainer_client.prepare.__module__ == "trainer_client.qat"
-    assert trainer_client.connect.__module__ == "trainer_client.connection"
+    assert trainer_client.prepare.__module__ == "trainer_client.qat.module"
+    assert trainer_client.connect.__module__ == "trainer_client.npu.connection"
 
 
 def test_importing_the_package_imports_neither_torch_nor_grpc() -> None:

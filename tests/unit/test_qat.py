@@ -20,13 +20,13 @@ from safetensors.torch import load_file, save_file
 from small_nets import ResidualNet, images, residual_net
 from torch import Tensor, nn
 
-from npu_server.backends.base import BackendOptions
+from npu_server.seam import BackendOptions
 from npu_wire.errors import InvalidInput, NonFiniteInput, NotCalibrated
 from npu_wire.layer_map import LayerMap, MemoryLayout
 from npu_wire.quantize import dequantize, quantize
 from trainer_client import qat as qat_module
-from trainer_client.qat import QatModule, prepare
-from trainer_client.trace import Trace, overlap
+from trainer_client.qat.module import QatModule, prepare
+from trainer_client.qat.trace import Trace, overlap
 
 LABELS = torch.arange(8) % 5
 

@@ -6,10 +6,10 @@ from in_process_npu import InProcessNpu
 from small_nets import images, residual_net
 from torch import Tensor, nn
 
-from npu_server.backends.base import Backend, BackendOptions
 from npu_server.backends.emulator import EmulatorBackend
 from npu_server.backends.reference import ReferenceBackend
-from trainer_client.qat import prepare
+from npu_server.seam import Backend, BackendOptions
+from trainer_client.qat.module import prepare
 
 LABELS = torch.arange(8) % 5
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npu_server.quotas import Account, Ledger, Memory
+from npu_server.service.quotas import Account, Ledger, Memory
 from npu_wire.errors import QuotaExceeded
 
 STEPS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 60), st.booleans()), max_size=60)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from npu_server.backends.base import ENTRY_POINT_GROUP, BackendOptions
 from npu_server.registry import create_backend, installed_backends
+from npu_server.seam import ENTRY_POINT_GROUP, BackendOptions
 from npu_wire.errors import InvalidInput
 
 OPTIONS = BackendOptions()

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer_client.charts import sqnr_by_layer
-from trainer_client.report import verdict, write_report
-from trainer_client.results import FP32, NPU, PTQ, TORCHAO, Cell, Results
-from trainer_client.session import DeviceInfo
+from trainer_client.commands.charts import sqnr_by_layer
+from trainer_client.commands.report import verdict, write_report
+from trainer_client.commands.results import FP32, NPU, PTQ, TORCHAO, Cell, Results
+from trainer_client.npu.session import DeviceInfo
 
 RECIPE = {"steps": 5, "batch_size": 8, "lr": 0.001, "kind": "adam-cosine", "weight_decay": 0.0}
 SETUP = {

@@ -3,8 +3,18 @@ from pathlib import Path
 import pytest
 
 from npu_wire.errors import InvalidInput
-from trainer_client.results import FP32, NPU, PTQ, TORCHAO, Cell, CellStore, Results, load_results, summarize
-from trainer_client.session import DeviceInfo
+from trainer_client.commands.results import (
+    FP32,
+    NPU,
+    PTQ,
+    TORCHAO,
+    Cell,
+    CellStore,
+    Results,
+    load_results,
+    summarize,
+)
+from trainer_client.npu.session import DeviceInfo
 
 
 def device(profile: str, profile_hash: str = "aa") -> DeviceInfo:

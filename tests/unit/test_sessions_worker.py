@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from npu_server.worker import DeviceWorker, Steps
+from npu_server.service.worker import DeviceWorker, Steps
 from npu_wire.errors import ServerUnavailable
 
 

@@ -1,7 +1,7 @@
 """Patience with a client, on a clock of its own."""
 
-from npu_server.admission import Lobby
-from npu_server.stalls import StallWatch, Wait
+from npu_server.service.admission import Lobby
+from npu_server.service.stalls import StallWatch, Wait
 
 
 class Clock:

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from trainer_client.session import LayerTiming
-from trainer_client.trace import Fp32Timing, Overlap, Trace, overlap
+from trainer_client.npu.session import LayerTiming
+from trainer_client.qat.trace import Fp32Timing, Overlap, Trace, overlap
 
 MS = 1_000_000
 NAMES = ["conv", "linear"]

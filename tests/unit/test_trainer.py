@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from npu_wire.errors import InvalidInput, NonFiniteInput
-from trainer_client.data import Dataset, digits
-from trainer_client.nets import build_model
-from trainer_client.trainer import Recipe, accuracy, batch, fit
+from trainer_client.commands.data import Dataset, digits
+from trainer_client.commands.nets import build_model
+from trainer_client.commands.trainer import Recipe, accuracy, batch, fit
 
 RECIPE = Recipe(steps=12, batch_size=16, lr=1e-2, kind="adam-cosine")
 

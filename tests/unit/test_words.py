@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from npu_server.words import LineFormatter, for_status, on_one_line
+from npu_server.service.words import LineFormatter, for_status, on_one_line
 
 
 @pytest.mark.parametrize("character", ["x", "%", "é", "中", "🙂", "\n", "\ud800"])

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from npu_server.compile.graph import Conv, Window
-from npu_server.compile.lowering import Layer
+from npu_server.compile.planning.lowering import Layer
 from npu_server.numerics.rules import AccumulatorRule
 from npu_server.numerics.scales import QuantizedWeights
 

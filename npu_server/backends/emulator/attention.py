@@ -5,8 +5,8 @@ import torch
 
 from npu_server.backends.emulator.packing import Packed
 from npu_server.backends.emulator.requantize import requantize
-from npu_server.compile.lowering import Layer
-from npu_server.compile.pairs import multiply_and_saturate
+from npu_server.compile.planning.lowering import Layer
+from npu_server.execution.pairs import multiply_and_saturate
 from npu_server.numerics.rules import AccumulatorRule
 from npu_wire.layer_map import INT8_MAX, INT8_MIN
 

@@ -2,15 +2,15 @@
 
 import torch
 
-from npu_server.backends.base import BackendOptions, Capabilities, Fingerprint, Health, Program, Ranges
 from npu_server.backends.emulator.kernels import EmulatorKernels
 from npu_server.backends.emulator.requantize import compile_kernels
 from npu_server.backends.emulator.selftest import Verdict, examine, is_exact
 from npu_server.backends.emulator.sums import CPU_METHODS, CUDA_METHODS, Method
 from npu_server.backends.emulator.tables import compile_tables
-from npu_server.compile.operators import operators_of
-from npu_server.compile.program import compile_program
+from npu_server.compile.reading.operators import operators_of
+from npu_server.execution.program import compile_program
 from npu_server.numerics.profile import load_profile
+from npu_server.seam import BackendOptions, Capabilities, Fingerprint, Health, Program, Ranges
 from npu_wire.errors import DeviceFault, InvalidInput
 
 MAX_BATCH = 1024
@@ -74,7 +74,7 @@ class EmulatorBackend:
         return Health(False, f"{last.name} sums on {self._device} are not exact any more; restart the server")
 
     def compile(self, model: bytes, ranges: Ranges) -> Program:
-        """Compiles a float ONNX model; see `npu_server.backends.base.Backend.compile`."""
+        """Compiles a float ONNX model; see `npu_server.seam.Backend.compile`."""
         return compile_program(
             model,
             ranges,

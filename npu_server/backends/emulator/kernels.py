@@ -39,11 +39,11 @@ from npu_server.compile.graph import (
     Sum,
     Window,
 )
-from npu_server.compile.host import compute_on_host
-from npu_server.compile.lowering import Layer
-from npu_server.compile.pairs import combine, in_order
-from npu_server.compile.sliding import average_windows, window_counts
-from npu_server.compile.weights import Prepared
+from npu_server.compile.planning.lowering import Layer
+from npu_server.compile.planning.weights import Prepared
+from npu_server.execution.host import compute_on_host
+from npu_server.execution.pairs import combine, in_order
+from npu_server.execution.sliding import average_windows, window_counts
 from npu_server.numerics.elementwise import average, total
 from npu_server.numerics.profile import Profile
 from npu_server.numerics.scales import Int64Array

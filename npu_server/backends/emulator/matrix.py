@@ -5,7 +5,7 @@ import torch
 from npu_server.backends.emulator.accumulate import saturating_sums
 from npu_server.backends.emulator.packing import Packed
 from npu_server.backends.emulator.requantize import requantize
-from npu_server.compile.lowering import Layer
+from npu_server.compile.planning.lowering import Layer
 
 
 def convolve(layer: Layer, packed: Packed, x: torch.Tensor) -> torch.Tensor:

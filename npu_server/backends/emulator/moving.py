@@ -62,7 +62,7 @@ def pad(x: torch.Tensor, pads: tuple[tuple[int, int], ...], value: int) -> torch
 
 
 def interpolate(image: torch.Tensor, kernel: Interpolate) -> torch.Tensor:
-    """Bilinear resize of (N, H, W, C); `npu_server.compile.moving.interpolate` in int32, which holds 2^28."""
+    """Bilinear resize of (N, H, W, C); the specification's in int32, which holds 2^28."""
     one = 1 << 10
     rows, columns = kernel.rows, kernel.columns
     wide = image.to(torch.int32)

@@ -12,9 +12,9 @@ from npu_server.backends.emulator.accumulate import Register, pack_register
 from npu_server.backends.emulator.bounds import largest_sum
 from npu_server.backends.emulator.sums import ExactSums, Method, Task, exact_sums
 from npu_server.compile.graph import Conv, Window
-from npu_server.compile.lowering import Layer
-from npu_server.compile.pairs import Pairwise, combine
-from npu_server.compile.weights import Prepared
+from npu_server.compile.planning.lowering import Layer
+from npu_server.compile.planning.weights import Prepared
+from npu_server.execution.pairs import Pairwise, combine
 from npu_server.numerics import elementwise
 from npu_server.numerics.profile import Profile
 from npu_server.numerics.requantize import Multiplier

@@ -14,7 +14,7 @@ import torch
 
 from npu_server.backends.emulator.sums import Method, Task
 from npu_server.compile.graph import Window
-from npu_server.compile.sliding import positions
+from npu_server.execution.sliding import positions
 from npu_server.numerics.scales import Int64Array
 from npu_wire.errors import DeviceFault
 from npu_wire.layer_map import Int8Array

@@ -1,0 +1,243 @@
+"""Rewrites that merge operations into the layers of an NPU."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Container
+from dataclasses import replace
+from functools import partial
+from heapq import heappop, heappush
+
+from npu_server.compile.graph import (
+    Add,
+    Affine,
+    Choose,
+    Clamp,
+    Conv,
+    Function,
+    Gemm,
+    Graph,
+    HostFloat,
+    Kernel,
+    Lut,
+    MatMul,
+    Mul,
+    Operation,
+    Pad,
+    Reshape,
+    Sub,
+    Weights,
+    Window,
+)
+from npu_server.compile.reading.constants import Constants
+from npu_wire.errors import UnsupportedModel
+
+_LONGEST_FUNCTION = 64
+"""Nodes of a table's function; without a bound a long chain of constants would take cubic time."""
+
+
+def fuse(graph: Graph, constants: Constants, calibrated: Container[str] | None = None) -> Graph:
+    """Makes tables of functions of one activation, folds constants into weights, fuses activations.
+
+    A merged operation keeps the name of its last node's output, by which the client joins.
+
+    Args:
+        graph: what the importer made.
+        constants: the model's.
+        calibrated: activations whose range is known; a table reaches back to one of them if it can. None: all
+            are.
+
+    Raises:
+        UnsupportedModel: an operation that is left over is none of the NPU's.
+    """
+    graph = _fuse_tables(graph, constants, calibrated)
+    graph = _fuse_into_producer(graph, _fold_pad)
+    graph = _fuse_into_producer(graph, _fold_reshape)
+    graph = _fuse_into_producer(graph, partial(_fold_factor, constants))
+    graph = _fuse_into_producer(graph, _fold_affine)
+    graph = _fuse_into_producer(graph, _fuse_clamp)
+    return graph.with_operations([_standalone(operation) for operation in graph.operations])
+
+
+def _fuse_tables(graph: Graph, constants: Constants, calibrated: Container[str] | None) -> Graph:
+    """Replaces each subgraph of element-wise operations that is a function of one activation by a table.
+
+    SiLU arrives as Mul(x, Sigmoid(x)), hard swish sometimes as x * Clip(x + 3, 0, 6) / 6.
+    """
+    uses = graph.uses()
+    producer = {operation.output: operation for operation in graph.operations}
+    position = {operation.output: i for i, operation in enumerate(graph.operations)}
+    result: list[Operation] = []
+    absorbed: set[str] = set()
+    for operation in reversed(graph.operations):
+        if operation.output in absorbed:
+            continue
+        steps = _smallest_function(operation, producer, position, uses, constants, calibrated)
+        if steps is None:
+            result.append(operation)
+            continue
+        absorbed.update(step.output for step in steps)
+        root = next(name for step in steps for name in step.inputs if name not in absorbed)
+        nodes = tuple(name for step in steps for name in step.nodes)
+        result.append(replace(operation, inputs=(root,), kernel=Lut(tuple(steps)), nodes=nodes))
+    return graph.with_operations(result[::-1])
+
+
+def _smallest_function(
+    sink: Operation,
+    producer: dict[str, Operation],
+    position: dict[str, int],
+    uses: dict[str, int],
+    constants: Constants,
+    calibrated: Container[str] | None,
+) -> list[Operation] | None:
+    """The fewest operations up to `sink` with one activation as input that need a table; None if none do.
+
+    What the exporter puts between two nodes of the user's network has no range; a table that could begin only
+    there is the last resort.
+    """
+    if not _is_elementwise(sink, constants):
+        return None
+    chosen: list[Operation] = []
+    reads: Counter[str] = Counter()  # by the chosen steps
+    clamped: set[str] = set()
+    frontier: set[str] = set()
+    candidates = [(0, sink)]
+    needs_table, found = False, None
+    while candidates and len(chosen) < _LONGEST_FUNCTION:
+        # The latest first: so nothing is taken in that comes before the one activation it all depends on.
+        _, step = heappop(candidates)
+        chosen.append(step)
+        # A lone Relu or a lone multiplication by a constant has a cheaper place than a table.
+        needs_table |= isinstance(step.kernel, Function | Add | Sub | Mul | Choose) or step.output in clamped
+        clamped.update(step.inputs if isinstance(step.kernel, Clamp) else ())
+        frontier.discard(step.output)
+        frontier.update(step.inputs)
+        reads.update(step.inputs)
+        if len(frontier) == 1 and needs_table:
+            found = sorted(chosen, key=lambda step: position[step.output])
+            if calibrated is None or next(iter(frontier)) in calibrated:
+                return found
+        for name in set(step.inputs):
+            before = producer.get(name)
+            if before is not None and uses[name] == reads[name] and _is_elementwise(before, constants):
+                heappush(candidates, (-position[name], before))
+    return found
+
+
+def _is_elementwise(operation: Operation, constants: Constants) -> bool:
+    kernel = operation.kernel
+    if isinstance(kernel, Affine):
+        return kernel.per_tensor
+    return isinstance(kernel, Function | Clamp | Add | Sub | Mul | Choose)
+
+
+def _fold_pad(producer: Operation, follower: Operation) -> Operation | None:
+    """Zeros around an image become the convolution's own padding."""
+    kernel, pad = follower.kernel, producer.kernel
+    if not isinstance(pad, Pad) or not isinstance(kernel, Conv) or kernel.stuffing or len(pad.pads) != 3:
+        return None
+    channels, rows, columns = pad.pads
+    if channels != (0, 0):
+        return None
+    own = kernel.window.pads
+    around = (own[0] + rows[0], own[1] + columns[0], own[2] + rows[1], own[3] + columns[1])
+    window = replace(kernel.window, pads=around)
+    return replace(follower, inputs=producer.inputs, kernel=replace(kernel, window=window))
+
+
+def _fold_reshape(producer: Operation, follower: Operation) -> Operation | None:
+    """The host may hand its result over in any shape (group norm arrives between two reshapes)."""
+    if not isinstance(follower.kernel, Reshape) or not isinstance(producer.kernel, HostFloat):
+        return None
+    return producer if producer.kernel.op == "InstanceNormalization" else None
+
+
+def _fold_factor(constants: Constants, producer: Operation, follower: Operation) -> Operation | None:
+    """The 1 / sqrt(d) of attention goes into the multiplier of the scores."""
+    kernel, affine = producer.kernel, follower.kernel
+    if not isinstance(kernel, MatMul) or not isinstance(affine, Affine) or not affine.per_tensor:
+        return None
+    if affine.kind not in ("mul", "div") or constants[affine.values[0]].parameters:
+        return None
+    value = float(constants.array(affine.values[0]).reshape(-1)[0])
+    if not 0 < value < math.inf:
+        return None
+    return replace(producer, kernel=replace(kernel, factors=(*kernel.factors, affine)))
+
+
+def _fold_affine(producer: Operation, follower: Operation) -> Operation | None:
+    kernel, affine = producer.kernel, follower.kernel
+    if not isinstance(affine, Affine):
+        return None
+    if isinstance(kernel, HostFloat) and affine.operand is not None:
+        return replace(producer, kernel=replace(kernel, affines=(*kernel.affines, affine)))
+    if not isinstance(kernel, Conv | Gemm):
+        return None
+    channels = 1 if isinstance(kernel, Conv) else len(producer.shape)
+    if not affine.is_along(channels):
+        return None
+    weights = replace(kernel.weights, affines=(*kernel.weights.affines, affine))
+    return replace(producer, kernel=replace(kernel, weights=weights))
+
+
+def _fuse_clamp(producer: Operation, follower: Operation) -> Operation | None:
+    if not isinstance(follower.kernel, Clamp) or not isinstance(
+        producer.kernel, Conv | Gemm | MatMul | Add | Sub | Mul | Affine
+    ):
+        return None
+    before = producer.clamp or Clamp()
+    low = max(before.low, follower.kernel.low)
+    return replace(producer, clamp=Clamp(low, max(low, min(before.high, follower.kernel.high))))
+
+
+def _fuse_into_producer(graph: Graph, merge: Callable[[Operation, Operation], Operation | None]) -> Graph:
+    """Merges each operation into the one before, where `merge` can and nobody else reads what is between."""
+    uses = graph.uses()
+    result: dict[str, Operation] = {}
+    for operation in graph.operations:
+        before = result.get(operation.inputs[0])
+        merged = merge(before, operation) if before is not None and uses[before.output] == 1 else None
+        if merged is None or before is None:
+            result[operation.output] = operation
+            continue
+        del result[before.output]
+        result[operation.output] = replace(
+            merged,
+            output=operation.output,
+            shape=operation.shape,
+            nodes=before.nodes + operation.nodes,
+            outer=operation.outer,
+        )
+    return graph.with_operations(list(result.values()))
+
+
+def _standalone(operation: Operation) -> Operation:
+    """What a constant that found no weights to be folded into becomes.
+
+    One number a channel of an image: a depthwise convolution with one weight a channel. Else: an addition or
+    a product with a quantized constant.
+    """
+    kernel = operation.kernel
+    if isinstance(kernel, Choose) or (isinstance(kernel, Function) and kernel.name in _ONLY_IN_TABLES):
+        raise UnsupportedModel(
+            f"node {operation.nodes[0]!r}: a comparison is an operator of the NPU only as a part of a "
+            "function of one activation"
+        )
+    if not isinstance(kernel, Affine):
+        return operation
+    if kernel.kind == "batch_norm" or (kernel.is_along(1) and len(operation.shape) in (1, 3)):
+        channels = operation.shape[0]
+        weights = Weights(None, None, channels, affines=(kernel,))
+        return replace(operation, kernel=Conv(weights, Window((1, 1)), channels))
+    assert kernel.operand is not None
+    operators: dict[str, Kernel] = {
+        "add": Add(kernel.operand),
+        "sub": Sub(kernel.operand),
+        "rsub": Sub(kernel.operand, constant_first=True),
+        "mul": Mul(kernel.operand),
+        "div": Mul(kernel.operand, divides=True),
+    }
+    return replace(operation, kernel=operators[kernel.kind])
+
+
+_ONLY_IN_TABLES = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual")

@@ -1,0 +1,244 @@
+"""Operations + ranges -> layers: tensors get scale and zero point, layers their line in the layer map."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from npu_server.compile.graph import (
+    Add,
+    Affine,
+    AveragePool,
+    Clamp,
+    Concat,
+    Conv,
+    Function,
+    Gemm,
+    Graph,
+    HostFloat,
+    Interpolate,
+    Kernel,
+    Largest,
+    Lut,
+    MaxPool,
+    Mean,
+    Mul,
+    Operation,
+    Pad,
+    PRelu,
+    Rearrange,
+    Reshape,
+    Select,
+    Shape,
+    Sub,
+    Sum,
+)
+from npu_server.compile.reading.constants import Constants
+from npu_server.numerics.functions import FUNCTIONS
+from npu_server.numerics.profile import Profile
+from npu_server.numerics.requantize import Output
+from npu_server.numerics.scales import Quantization, activation_quantization, code_of
+from npu_wire.errors import NotCalibrated, UnsupportedModel
+from npu_wire.layer_map import INT8_MAX, INT8_MIN, LayerMap, LayerSpec, MemoryLayout, TensorSpec
+
+_MOVES_DATA = MaxPool | Largest | Reshape | Rearrange | Select | Pad
+_NAMES: dict[type, str] = {Clamp: "Relu", Interpolate: "Resize", Largest: "ReduceMax", Sum: "ReduceSum"}
+# TFLite's quantization specification, LOGISTIC and TANH.
+_FIXED = {"Sigmoid": Quantization(1 / 256, -128), "Tanh": Quantization(1 / 128, 0)}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer, ready but for its weights.
+
+    Attributes:
+        spec: its line in the layer map.
+        kernel: what it does.
+        inputs: positions of the layers that it reads; -1 is the program's input.
+        sources: quantization of its inputs.
+        scale: of its output.
+        output: zero point and clamp of its output.
+        shape: of its output, without the batch.
+    """
+
+    spec: LayerSpec
+    kernel: Kernel
+    inputs: tuple[int, ...]
+    sources: tuple[Quantization, ...]
+    scale: float
+    output: Output
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The network as layers, with the layer map that the client gets."""
+
+    layer_map: LayerMap
+    layers: tuple[Layer, ...]
+
+
+def lower(
+    graph: Graph,
+    constants: Constants,
+    ranges: Mapping[str, tuple[float, float]],
+    profile: Profile,
+    image_layout: MemoryLayout,
+) -> Plan:
+    """Assigns scales and zero points.
+
+    Args:
+        graph: what `fuse` returned.
+        constants: to tell from which initializers weights derive.
+        ranges: value name -> (min, max).
+        profile: the arithmetic.
+        image_layout: order in which the backend yields rank 4 tensors.
+
+    Raises:
+        NotCalibrated: a range is missing.
+        InvalidInput: a range that is not finite or of zero width.
+    """
+    assert graph.operations[-1].output == graph.output, "the last layer must yield the network's output"
+    names = {graph.input: -1}
+    quantizations = {graph.input: _from_range(graph.input, ranges, profile)}
+    layers: list[Layer] = []
+    for operation in graph.operations:
+        _check(operation, profile)
+        sources = tuple(quantizations[name] for name in operation.inputs)
+        quantization = _output_quantization(operation, sources, ranges, profile)
+        layer = _layer(
+            operation,
+            sources,
+            quantization,
+            constants,
+            image_layout,
+            tuple(names[n] for n in operation.inputs),
+            profile.activations.bounds,
+        )
+        names[operation.output] = len(layers)
+        quantizations[operation.output] = quantization
+        layers.append(layer)
+    entry = _tensor_spec(graph.input, graph.input_shape, quantizations[graph.input], MemoryLayout.CONTIGUOUS)
+    return Plan(LayerMap(entry, tuple(layer.spec for layer in layers)), tuple(layers))
+
+
+def _from_range(name: str, ranges: Mapping[str, tuple[float, float]], profile: Profile) -> Quantization:
+    if name not in ranges:
+        raise NotCalibrated(f"no range for activation {name!r}; calibrate the model before it is compiled")
+    return activation_quantization(name, *ranges[name], profile)
+
+
+def _output_quantization(
+    operation: Operation,
+    sources: tuple[Quantization, ...],
+    ranges: Mapping[str, tuple[float, float]],
+    profile: Profile,
+) -> Quantization:
+    kernel = operation.kernel
+    if isinstance(kernel, _MOVES_DATA | Interpolate):
+        return sources[0]
+    if isinstance(kernel, AveragePool) and profile.average_pool.method in ("input_scale", "reciprocal"):
+        return sources[0]
+    if isinstance(kernel, Mean) and profile.mean.method == "input_scale":
+        return sources[0]
+    if isinstance(kernel, Lut) and len(kernel.steps) == 1:
+        function = kernel.steps[0].kernel
+        name = function.name if isinstance(function, Function) else ""
+        if profile.lut.output == "fixed" and name in _FIXED:
+            return _FIXED[name]
+    bounds = _known_bounds(kernel)
+    if operation.output not in ranges and bounds is not None:
+        return activation_quantization(operation.output, *bounds, profile)
+    return _from_range(operation.output, ranges, profile)
+
+
+def _known_bounds(kernel: Kernel) -> tuple[float, float] | None:
+    """Range of an operator's values by its definition."""
+    if isinstance(kernel, HostFloat) and kernel.op == "Softmax":
+        return 0.0, 1.0
+    if isinstance(kernel, Lut) and len(kernel.steps) == 1:
+        function = kernel.steps[0].kernel
+        return FUNCTIONS[function.name].bounds if isinstance(function, Function) else None
+    return None
+
+
+def _check(operation: Operation, profile: Profile) -> None:
+    """Refuses what the profile's NPU does not do."""
+    kernel, node = operation.kernel, operation.nodes[0]
+    if isinstance(kernel, HostFloat) and kernel.op not in profile.host_float.operators:
+        raise UnsupportedModel(
+            f"node {node!r} ({kernel.op}): the NPU {profile.name!r} has no integer arithmetic for it, and "
+            "its profile does not list it under host_float.operators"
+        )
+
+
+def _layer(
+    operation: Operation,
+    sources: tuple[Quantization, ...],
+    quantization: Quantization,
+    constants: Constants,
+    image_layout: MemoryLayout,
+    inputs: tuple[int, ...],
+    bounds: str,
+) -> Layer:
+    kernel = operation.kernel
+    clamp = kernel if isinstance(kernel, Clamp) else operation.clamp or Clamp()
+    bounds = "half_away" if isinstance(kernel, Clamp) else bounds
+    low = code_of(clamp.low, quantization, bounds) if math.isfinite(clamp.low) else INT8_MIN - 1
+    high = code_of(clamp.high, quantization, bounds) if math.isfinite(clamp.high) else INT8_MAX + 1
+    bounded_low, bounded_high = low >= INT8_MIN, high <= INT8_MAX
+    low, high = min(max(low, INT8_MIN), INT8_MAX), max(min(high, INT8_MAX), INT8_MIN)
+    names = _constants_of(kernel)
+    parameters = sorted({parameter for name in names for parameter in constants[name].parameters})
+    layout = image_layout if len(operation.shape) == 3 else MemoryLayout.CONTIGUOUS
+    spec = LayerSpec(
+        output=_tensor_spec(operation.output, operation.shape, quantization, layout, operation.outer),
+        op=_operator_name(kernel),
+        inputs=operation.inputs,
+        fused_nodes=operation.nodes,
+        parameters=tuple(parameters),
+        # A bound that is the activation's own is no loss: there the float network is flat as well. Nor is
+        # the code of real 0 in a tensor that never was negative.
+        saturation_low=INT8_MIN - 1 if bounded_low or quantization.zero_point == INT8_MIN else INT8_MIN,
+        saturation_high=INT8_MAX + 1 if bounded_high else INT8_MAX,
+        moves_data_only=isinstance(kernel, _MOVES_DATA)
+        or (
+            isinstance(kernel, Concat)
+            and not kernel.constants
+            and all(source == quantization for source in sources)
+        ),
+        host_float=isinstance(kernel, HostFloat),
+    )
+    output = Output(quantization.zero_point, low, high)
+    return Layer(spec, kernel, inputs, sources, quantization.scale, output, operation.shape)
+
+
+def _operator_name(kernel: Kernel) -> str:
+    if isinstance(kernel, Rearrange | Select | HostFloat):
+        return kernel.op
+    if isinstance(kernel, Conv) and kernel.stuffing is not None:
+        return "ConvTranspose"
+    return _NAMES.get(type(kernel), type(kernel).__name__)
+
+
+def _constants_of(kernel: Kernel) -> tuple[str, ...]:
+    if isinstance(kernel, Conv | Gemm):
+        return kernel.weights.constants
+    if isinstance(kernel, Lut):
+        return tuple(
+            n for step in kernel.steps if isinstance(step.kernel, Affine) for n in step.kernel.values
+        )
+    if isinstance(kernel, Add | Sub | Mul):
+        return () if kernel.operand is None else (kernel.operand.name,)
+    if isinstance(kernel, Concat):
+        return tuple(operand.name for _, operand in kernel.constants)
+    if isinstance(kernel, PRelu):
+        return (kernel.slope.name,)
+    if isinstance(kernel, HostFloat):
+        return tuple(operand.name for operand in kernel.operands)
+    return ()
+
+
+def _tensor_spec(
+    name: str, shape: Shape, q: Quantization, layout: MemoryLayout, outer: int = 1
+) -> TensorSpec:
+    return TensorSpec(name, shape, q.scale, q.zero_point, layout, outer)

@@ -1,0 +1,4 @@
+"""ONNX bytes to operations.
+
+`model` reads, `constants` evaluates what depends on no input, `importer` and `operators` turn the nodes.
+"""

@@ -1,0 +1,238 @@
+"""ONNX nodes that work element by element -> operations."""
+
+from typing import TypeGuard
+
+import numpy as np
+from onnx import NodeProto
+
+from npu_server.compile import graph as g
+from npu_server.compile.reading.constants import PROBE_BATCHES, Array
+from npu_server.compile.reading.importer import Handler, Importer, attributes, refuse
+from npu_server.compile.reading.views import View
+from npu_server.numerics.functions import FUNCTIONS
+
+
+def constant_operand(im: Importer, node: NodeProto, index: int, view: View) -> g.Operand:
+    """A constant input as it broadcasts with an activation.
+
+    Raises:
+        UnsupportedModel: shapes that do not broadcast, or samples of a batch that are not all the same.
+    """
+    name = node.input[index]
+    if name not in im.constants:
+        raise refuse(node, f"input {index} must be constant")
+    constant = im.constants[name]
+    shape, batch_axis = constant.values[0].shape, None
+    if constant.depends_on_batch:
+        batch_axis = view.axis - (len(view.dims) - len(shape))
+        if batch_axis < 0 or not _repeats(constant.values, batch_axis):
+            raise refuse(node, f"constant {name!r} depends on the size of the batch")
+        shape = (*shape[:batch_axis], 1, *shape[batch_axis + 1 :])
+    placed = view.operand_shape(shape)
+    if placed is None:
+        raise refuse(
+            node, f"constant of shape {constant.values[0].shape} does not broadcast with {list(view.dims)}"
+        )
+    return g.Operand(name, placed, batch_axis)
+
+
+def _repeats(values: tuple[Array, Array], axis: int) -> bool:
+    """True when the value is one sample, once for each sample of the batch."""
+    if values[0].ndim != values[1].ndim:
+        return False
+    sample = values[0].take([0], axis=axis)
+    return all(
+        value.shape[axis] == batch and bool((value == sample).all())
+        for batch, value in zip(PROBE_BATCHES, values, strict=True)
+    )
+
+
+def _binary(im: Importer, node: NodeProto) -> None:
+    op = node.op_type.lower()
+    constant = [name in im.constants for name in node.input]
+    if not any(constant):
+        _two_activations(im, node, op)
+        return
+    left = constant[0]
+    view = im.view(node, 1 if left else 0)
+    if left and op == "div":
+        _reciprocal(im, node, view)
+        return
+    operand = constant_operand(im, node, 0 if left else 1, view)
+    if _changes_nothing(im, op, left, operand):
+        im.alias(node, view)
+        return
+    kind = "rsub" if left and op == "sub" else op
+    im.emit_like(node, [view.name], g.Affine(kind, (operand.name,), operand=operand), view)
+
+
+def _changes_nothing(im: Importer, op: str, left: bool, operand: g.Operand) -> bool:
+    """Factors 1 and summands 0 that the exporter leaves behind; not weights, which may change."""
+    if im.constants[operand.name].parameters or (left and op == "sub"):
+        return False
+    neutral = 1 if op in ("mul", "div") else 0
+    return bool((im.constants.array(operand.name) == neutral).all())
+
+
+def _two_activations(im: Importer, node: NodeProto, op: str) -> None:
+    a, b = im.view(node, 0), im.view(node, 1)
+    if a.placement != b.placement:
+        raise refuse(node, f"shapes {list(a.dims)} and {list(b.dims)} have the batch in different places")
+    longer = a if len(a.dims) >= len(b.dims) else b
+    if len(a.dims) != len(b.dims):
+        raise refuse(node, f"operands of {len(a.dims)} and {len(b.dims)} dimensions; reshape one of them")
+    try:
+        shape = np.broadcast_shapes(a.dims, b.dims)
+    except ValueError as error:
+        raise refuse(node, f"shapes {list(a.dims)} and {list(b.dims)} do not broadcast") from error
+    result = longer.with_dims(shape)
+    if op == "add" and _is_spread(a, b):
+        # A sum of float32 depends on the order, and ONNX Runtime takes the number that is spread second.
+        a, b = b, a
+    kernels: dict[str, g.Kernel] = {
+        "add": g.Add(),
+        "sub": g.Sub(),
+        "mul": g.Mul(),
+        "div": g.HostFloat("Div", split=result.shape),
+    }
+    im.emit_like(node, [a.name, b.name], kernels[op], result)
+
+
+def _is_spread(a: View, b: View) -> bool:
+    """Whether one number of `a` meets a run of `b`, along the last axis that is more than 1 long."""
+    return next((m == 1 for m, n in zip(a.dims[::-1], b.dims[::-1], strict=True) if max(m, n) > 1), False)
+
+
+def _reciprocal(im: Importer, node: NodeProto, view: View) -> None:
+    operand = constant_operand(im, node, 0, view)
+    if im.constants[operand.name].parameters or im.constants.array(operand.name).size != 1:
+        raise refuse(node, "only one fixed number may be divided by an activation")
+    value = float(im.constants.array(operand.name).reshape(-1)[0])
+    im.emit_like(node, [view.name], g.Function("Reciprocal", alpha=value), view)
+
+
+def _is_number(value: Array | None, view: View) -> TypeGuard[Array]:
+    """True for one number that does not add dimensions to the activation beside it."""
+    return value is not None and value.size == 1 and value.ndim <= len(view.dims)
+
+
+def _pow(im: Importer, node: NodeProto) -> None:
+    view = im.view(node, 0)
+    exponent = im.constant(node, 1, "the exponent")
+    if not _is_number(exponent, view) or im.constants[node.input[1]].parameters:
+        raise refuse(node, "the exponent must be one fixed number")
+    im.emit_like(node, [view.name], g.Function("Pow", alpha=float(exponent.reshape(-1)[0])), view)
+
+
+def _clip(im: Importer, node: NodeProto) -> None:
+    view = im.view(node, 0)
+    bounds = [im.constant(node, index, "the bound") for index in (1, 2)]
+    low, high = (float(b.reshape(-1)[0]) if b is not None and b.size else None for b in bounds)
+    clamp = g.Clamp(-np.inf if low is None else low, np.inf if high is None else high)
+    if not clamp.low < clamp.high:
+        raise refuse(node, f"bounds {low} and {high} leave nothing")
+    im.emit_like(node, [view.name], clamp, view)
+
+
+def _relu(im: Importer, node: NodeProto) -> None:
+    view = im.view(node, 0)
+    im.emit_like(node, [view.name], g.Clamp(low=0.0), view)
+
+
+def _bound(im: Importer, node: NodeProto) -> None:
+    """Max(x, low) and Min(x, high), as torch.clamp arrives."""
+    constant = [name in im.constants for name in node.input]
+    if len(constant) != 2 or sum(constant) != 1:
+        raise refuse(node, "the NPU bounds one activation by one constant")
+    view = im.view(node, constant.index(False))
+    value = im.constant(node, constant.index(True), "the bound")
+    if not _is_number(value, view) or not np.isfinite(value).all():
+        raise refuse(node, "the bound must be one finite number")
+    bound = float(value.reshape(-1)[0])
+    clamp = g.Clamp(low=bound) if node.op_type == "Max" else g.Clamp(high=bound)
+    im.emit_like(node, [view.name], clamp, view)
+
+
+def _function(im: Importer, node: NodeProto) -> None:
+    view = im.view(node, 0)
+    given = attributes(node)
+    name = node.op_type
+    if name == "Gelu" and given.get("approximate", b"none") == b"tanh":
+        name = "GeluTanh"
+    defaults = FUNCTIONS[name].defaults
+    alpha, beta = (
+        float(given.get(key, default))  # type: ignore[arg-type]
+        for key, default in zip(("alpha", "gamma" if name == "Selu" else "beta"), defaults, strict=True)
+    )
+    im.emit_like(node, [view.name], g.Function(name, alpha, beta), view)
+
+
+def _compare(im: Importer, node: NodeProto) -> None:
+    """An activation against a number, as softplus arrives; only a table has room for it."""
+    view = im.view(node, 0)
+    value = im.constant(node, 1, "the right operand")
+    if not _is_number(value, view):
+        raise refuse(node, "compares an activation with one number only")
+    im.comparisons.add(node.output[0])
+    im.emit_like(node, [view.name], g.Function(node.op_type, alpha=float(value.reshape(-1)[0])), view)
+
+
+def _where(im: Importer, node: NodeProto) -> None:
+    if node.input[0] in im.constants:
+        condition = im.constant(node, 0, "the condition")
+        assert condition is not None
+        chosen = 1 if condition.all() else 2
+        if not (condition.all() or not condition.any()):
+            raise refuse(node, "a condition that differs between elements is not an operator of the NPU")
+        view = im.view(node, chosen)
+        if not _fits(im, node, view):
+            raise refuse(node, f"its inputs broadcast {list(view.dims)} to another shape; expand it first")
+        im.alias(node, view)
+        return
+    views = [im.view(node, i) for i in range(3)]
+    if len({(v.dims, v.placement) for v in views}) != 1:
+        raise refuse(node, "condition and values must have one shape")
+    im.emit_like(node, [v.name for v in views], g.Choose(), views[0])
+
+
+def _fits(im: Importer, node: NodeProto, view: View) -> bool:
+    """Whether a node's inputs broadcast to the shape of one of them, whatever the size of the batch."""
+    for i, batch in enumerate(PROBE_BATCHES):
+        shapes = [
+            im.constants[name].values[i].shape if name in im.constants else im.view(node, j).at(batch)
+            for j, name in enumerate(node.input)
+        ]
+        try:
+            if np.broadcast_shapes(*shapes) != view.at(batch):
+                return False
+        except ValueError:
+            return False
+    return True
+
+
+def _prelu(im: Importer, node: NodeProto) -> None:
+    view = im.view(node, 0)
+    operand = constant_operand(im, node, 1, view)
+    im.emit_like(node, [view.name], g.PRelu(operand), view)
+
+
+_ONE_INPUT = frozenset(FUNCTIONS) - {"GeluTanh", "Pow", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"}
+
+HANDLERS: dict[str, Handler] = {
+    "Add": _binary,
+    "Clip": _clip,
+    "Div": _binary,
+    "Greater": _compare,
+    "GreaterOrEqual": _compare,
+    "Less": _compare,
+    "LessOrEqual": _compare,
+    "Max": _bound,
+    "Min": _bound,
+    "Mul": _binary,
+    "PRelu": _prelu,
+    "Pow": _pow,
+    "Relu": _relu,
+    "Sub": _binary,
+    "Where": _where,
+    **dict.fromkeys(sorted(_ONE_INPUT), _function),
+}

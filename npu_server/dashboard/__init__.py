@@ -1,0 +1,1 @@
+"""The HTTP side: pages over telemetry snapshots, and the server that answers them."""

@@ -1,0 +1,200 @@
+"""A compiled program: its weights and the loop over its layers. Only the kernels are the backend's."""
+
+import time
+from collections.abc import Collection, Generator, Iterator, Mapping
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from npu_server.compile.planning.fusion import fuse
+from npu_server.compile.planning.lowering import Layer, Plan, lower
+from npu_server.compile.planning.weights import Prepared, prepare
+from npu_server.compile.reading.constants import Constants
+from npu_server.compile.reading.model import read_model
+from npu_server.compile.reading.operators import import_model
+from npu_server.execution.slices import samples_at_once
+from npu_server.numerics.profile import Profile
+from npu_server.seam import LayerTensor, Ranges
+from npu_wire.errors import DeviceFault, InvalidInput, NonFiniteInput
+from npu_wire.layer_map import Float32Array, Int8Array, LayerMap, MemoryLayout
+
+Tensor = TypeVar("Tensor")
+Packed = TypeVar("Packed")
+
+
+class Kernels(Protocol[Tensor, Packed]):
+    """What a backend adds: its own tensors, its own form of the weights, and the arithmetic of one layer."""
+
+    image_layout: MemoryLayout
+    work_at_once: int
+    """Multiplications that take it the tenth of a second or so for which others may wait."""
+
+    def pack(self, layer: Layer, prepared: Prepared) -> Packed:
+        """Brings prepared weights into the form that `execute` wants."""
+        ...
+
+    def load(self, batch: Int8Array) -> Tensor:
+        """Takes the program's input, int8 (n, *shape)."""
+        ...
+
+    def execute(self, layer: Layer, packed: Packed, inputs: list[Tensor]) -> Tensor:
+        """Computes one layer into memory of its own."""
+        ...
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Puts samples that were computed one after the other together, into memory of its own."""
+        ...
+
+    def export(self, layer: Layer, tensor: Tensor) -> Int8Array:
+        """The tensor as NumPy, logical shape (n, *layer.shape), in the layout that the layer map tells."""
+        ...
+
+
+class CompiledProgram:
+    """A `npu_server.seam.Program` on some kernels."""
+
+    def __init__(
+        self, plan: Plan, constants: Constants, profile: Profile, kernels: Kernels[Any, Any], max_batch: int
+    ) -> None:
+        """Prepares all weights.
+
+        Args:
+            plan: layers and layer map.
+            constants: the model's own weights.
+            profile: the arithmetic.
+            kernels: of the backend.
+            max_batch: largest batch that `forward` takes.
+        """
+        self._plan = plan
+        self._constants = constants
+        self._profile = profile
+        self._kernels = kernels
+        self._max_batch = max_batch
+        self._packed = [self._pack(layer, constants) for layer in plan.layers]
+        self._last_use = _last_uses(plan)
+        self._at_once = [samples_at_once(x, plan.layer_map, kernels.work_at_once) for x in plan.layers]
+        names = {name for layer in plan.layers for name in layer.spec.parameters}
+        self._parameters = {name: constants.array(name).shape for name in names}
+
+    @property
+    def layer_map(self) -> LayerMap:
+        """Every INT8 tensor of the program."""
+        return self._plan.layer_map
+
+    @property
+    def parameters(self) -> Mapping[str, tuple[int, ...]]:
+        """Every initializer that a layer derives from."""
+        return self._parameters
+
+    def load_weights(self, tensors: Mapping[str, Float32Array]) -> None:
+        """Replaces some initializers, all or nothing; prepares only the layers that derive from them.
+
+        Raises:
+            InvalidInput: a name that no layer derives from, another shape or dtype than compiled.
+            NonFiniteInput: NaN or infinity.
+        """
+        for _ in self.load_weights_in_steps(tensors):
+            pass
+
+    def load_weights_in_steps(self, tensors: Mapping[str, Float32Array]) -> Iterator[None]:
+        """`load_weights`, layer by layer; see `npu_server.seam.LoadsInSteps`."""
+        for name, array in tensors.items():
+            self._check(name, array)
+        constants = self._constants.replace({name: array.copy() for name, array in tensors.items()})
+        fresh = {}
+        for i, layer in enumerate(self._plan.layers):
+            if not tensors.keys().isdisjoint(layer.spec.parameters):
+                fresh[i] = self._pack(layer, constants)
+                yield
+        self._constants = constants
+        self._packed = [fresh.get(i, packed) for i, packed in enumerate(self._packed)]
+
+    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor | None]:
+        """Runs one batch; see `npu_server.seam.Program.forward`.
+
+        Weights that are loaded while a batch runs do not touch it.
+
+        Raises:
+            InvalidInput: another dtype or shape than compiled, an empty or too large batch, a tap that does
+                not exist.
+            DeviceFault: the program is closed.
+        """
+        self._check_batch(batch, taps)
+        return self._run(batch, frozenset(taps), self._packed)
+
+    def _run(self, batch: Int8Array, taps: frozenset[int], packed: list[Any]) -> Iterator[LayerTensor | None]:
+        last = len(self._plan.layers) - 1
+        held = {-1: self._kernels.load(batch)}
+        for i, layer in enumerate(self._plan.layers):
+            start_ns = time.monotonic_ns()
+            held[i] = yield from self._execute(i, packed[i], [held[source] for source in layer.inputs])
+            for source in set(layer.inputs):
+                if self._last_use[source] == i:
+                    del held[source]
+            if i in taps or i == last:
+                data = self._kernels.export(layer, held[i])
+                yield LayerTensor(i, data, start_ns, time.monotonic_ns())
+            else:
+                yield None
+
+    def _execute(self, i: int, packed: Any, inputs: list[Any]) -> Generator[None, None, Any]:
+        """One layer; where it is much work, some samples at a time, with a pause in between."""
+        layer, samples, at_once = self._plan.layers[i], len(inputs[0]), self._at_once[i]
+        if samples <= at_once:
+            return self._kernels.execute(layer, packed, inputs)
+        parts: list[Any] = []
+        for first in range(0, samples, at_once):
+            if parts:
+                yield
+            parts.append(self._kernels.execute(layer, packed, [x[first : first + at_once] for x in inputs]))
+        return self._kernels.join(parts)
+
+    def close(self) -> None:
+        """Frees weights; idempotent."""
+        self._packed = []
+
+    def _pack(self, layer: Layer, constants: Constants) -> Any:
+        return self._kernels.pack(layer, prepare(layer, constants, self._profile))
+
+    def _check(self, name: str, array: Float32Array) -> None:
+        if name not in self._parameters:
+            raise InvalidInput(f"weights {name!r}: no layer of this program derives from such an initializer")
+        expected = self._constants.array(name)
+        if array.dtype != expected.dtype or array.shape != expected.shape:
+            raise InvalidInput(
+                f"weights {name!r}: {array.dtype} of shape {array.shape}; compiled with {expected.dtype} of "
+                f"shape {expected.shape}"
+            )
+        if not np.isfinite(array).all():
+            raise NonFiniteInput(f"weights {name!r} hold NaN or infinity; training has diverged")
+
+    def _check_batch(self, batch: Int8Array, taps: Collection[int]) -> None:
+        if not self._packed:
+            raise DeviceFault("the program is closed")
+        shape = self.layer_map.input.shape
+        if batch.dtype != np.int8 or batch.shape[1:] != shape or not 1 <= len(batch) <= self._max_batch:
+            raise InvalidInput(
+                f"batch is {batch.dtype} of shape {batch.shape}; expected int8 of shape "
+                f"(n, {', '.join(map(str, shape))}) with 1 <= n <= {self._max_batch}"
+            )
+        for tap in taps:
+            if not 0 <= tap < len(self._plan.layers):
+                raise InvalidInput(f"tap {tap}: the program has layers 0 to {len(self._plan.layers) - 1}")
+
+
+def compile_program(
+    model: bytes, ranges: Ranges, profile: Profile, kernels: Kernels[Any, Any], max_batch: int
+) -> CompiledProgram:
+    """Compiles a float ONNX model for some kernels.
+
+    Raises:
+        InvalidModel, UnsupportedModel, NotCalibrated, InvalidInput: see
+        `npu_server.seam.Backend.compile`.
+    """
+    graph, constants = import_model(read_model(model))
+    plan = lower(fuse(graph, constants, ranges), constants, ranges, profile, kernels.image_layout)
+    return CompiledProgram(plan, constants, profile, kernels, max_batch)
+
+
+def _last_uses(plan: Plan) -> dict[int, int]:
+    return {source: i for i, layer in enumerate(plan.layers) for source in layer.inputs}

@@ -1,0 +1,394 @@
+"""One Forward stream: requests in, device jobs, answers out.
+
+Three threads meet here. The stream's reader checks requests and queues jobs; the device's worker runs them;
+the handler's thread turns results into messages. The queue of answers has no length of its own: the number of
+batches in flight bounds it, so a slow client fills its own share of memory and never holds up the device.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+
+from npu_server.seam import LayerTensor, LoadsInSteps
+from npu_server.service.intake import Batch, Intake, WeightUpdate
+from npu_server.service.outbox import Outbox
+from npu_server.service.quotas import Ledger
+from npu_server.service.requests import Requests
+from npu_server.service.sessions import Limits, Session
+from npu_server.service.stalls import StallWatch
+from npu_server.service.worker import DeviceWorker, Steps, one_step
+from npu_server.telemetry import Telemetry
+from npu_wire.errors import (
+    DeviceFault,
+    InvalidInput,
+    NpuError,
+    QuotaExceeded,
+    ServerUnavailable,
+    SessionLost,
+)
+from npu_wire.tensors import OutgoingTensor
+from npu_wire.v1 import npu_pb2
+
+log = logging.getLogger(__name__)
+
+# Time for a client to hear why its stream ends.
+_FAREWELL_S = 1.0
+
+
+@dataclass(frozen=True)
+class _Attached:
+    weights_version: int
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    weights_version: int
+    duration_ns: int
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    batch: Batch
+    tensor: LayerTensor
+
+
+@dataclass(frozen=True)
+class _Done:
+    batch: Batch
+    queued_ns: int
+    device_ns: int
+
+
+_Answer = _Attached | _Loaded | _Tensor | _Done
+
+
+class ForwardStream:
+    """The open stream of a session.
+
+    Args:
+        session: the session that it runs.
+        worker: the device's thread.
+        limits: quotas.
+        max_batch: most samples of a batch.
+        profile_hash: sent with every answer.
+        telemetry: counters.
+        stalls: ends the call when its client does not read the end.
+        hang_up: ends the call at once and without a word.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        worker: DeviceWorker,
+        limits: Limits,
+        max_batch: int,
+        profile_hash: str,
+        telemetry: Telemetry,
+        stalls: StallWatch,
+        hang_up: Callable[[], object],
+    ) -> None:
+        self._session = session
+        self._worker = worker
+        self._limits = limits
+        self._max_batch = max_batch
+        self._profile_hash = profile_hash
+        self._telemetry = telemetry
+        self._stalls = stalls
+        self._hang_up = hang_up
+        self._outbox: Outbox[_Answer] = Outbox()
+        self._ledger = Ledger(session.account)
+        self._ended = threading.Event()
+        self._over = False
+        self._lock = threading.Lock()
+        self._in_flight = 0
+        self._unread = 0
+        self._jobs: deque[Steps[None]] = deque()
+        self._paused = False
+        # Blocks the reader, and so by flow control the client, while this many updates wait for the device.
+        self._update_slots = threading.BoundedSemaphore(limits.max_in_flight)
+
+    def run(self, requests: Requests[npu_pb2.ForwardRequest]) -> Iterator[npu_pb2.ForwardResponse]:
+        """Serves the stream after its attach message, until the client ends it or an error does.
+
+        Raises:
+            NpuError: the error that ends the stream, after the answers to everything before it.
+        """
+        threading.Thread(target=self._read, args=(requests,), name="npu-forward-reader", daemon=True).start()
+        try:
+            while (answer := self._outbox.get()) is not None:
+                yield from self._encode(answer)
+                del answer
+        finally:
+            self._over = True
+
+    def cancel(self, error: NpuError | None = None) -> None:
+        """Ends the stream now and frees what it holds, also when its client does not read."""
+        self._stop()
+        self._outbox.drop(error)
+        self._ledger.close()
+        if not self._over:
+            self._stalls.after(_FAREWELL_S, self._hang_up)
+
+    def hang_up(self) -> None:
+        """Ends the call now, whether its client has read the end or not."""
+        self._hang_up()
+
+    def finish(self, error: NpuError | None) -> None:
+        """Ends the stream after the jobs that are queued."""
+        try:
+            self._submit(one_step(lambda: self._end(error)))
+        except ServerUnavailable as closed:
+            self._end(error or closed)
+
+    def _end(self, error: NpuError | None) -> None:
+        """Ends the stream after the answers that are there."""
+        self._stop()
+        self._outbox.end(error)
+
+    def _stop(self) -> None:
+        """Takes no more from the device, which stops at the next layer."""
+        self._ended.set()
+        with self._lock:
+            self._jobs.clear()
+
+    def _submit(self, job: Steps[None]) -> None:
+        with self._lock:
+            if self._ended.is_set():
+                return
+            self._jobs.append(job)
+        self._worker.submit_steps(self._session.session_id, self._turn())
+
+    def _turn(self) -> Steps[None]:
+        """The stream's next job, unless its client must read first."""
+        with self._lock:
+            self._paused = self._is_crowded()
+            if self._paused or not self._jobs:
+                return
+            job = self._jobs.popleft()
+        try:
+            for _ in job:
+                yield
+                if self._ended.is_set():
+                    return
+        except NpuError as error:
+            self._end(error)
+        except Exception:
+            log.exception("session %s: the device failed", self._session.short_id)
+            self._end(
+                DeviceFault("the device failed while it worked on this session; the server's log says why")
+            )
+
+    def _is_crowded(self) -> bool:
+        """Whether answers lie unread and there is no room for more; one batch always has room."""
+        return self._unread > 0 and (
+            self._unread >= self._limits.max_session_bytes or self._ledger.is_crowded()
+        )
+
+    def _put(self, batch: Batch, tensor: LayerTensor) -> None:
+        size = tensor.data.nbytes
+        with self._lock:
+            self._unread += size
+        self._ledger.add(size)
+        self._outbox.put(_Tensor(batch, tensor))
+
+    def _has_been_read(self, size: int) -> None:
+        self._ledger.give(size)
+        with self._lock:
+            self._unread -= size
+            if not self._paused or self._is_crowded():
+                return
+            self._paused, waiting = False, len(self._jobs)
+        try:
+            for _ in range(waiting):
+                self._worker.submit_steps(self._session.session_id, self._turn())
+        except ServerUnavailable as closed:
+            self._end(closed)
+
+    def _read(self, requests: Requests[npu_pb2.ForwardRequest]) -> None:
+        requests.on_stall(self._stalled)
+        try:
+            intake = self._attach()
+        except NpuError as error:
+            self._end(error)
+            return
+        try:
+            for request in requests:
+                if self._ended.is_set():
+                    return
+                work = intake.take(request)
+                requests.awaited = intake.incomplete
+                self._telemetry.received(intake.size)
+                if not self._ledger.take(intake.size):
+                    return
+                if isinstance(work, WeightUpdate):
+                    self._queue_update(work)
+                elif isinstance(work, Batch):
+                    self._queue_batch(work)
+            self.finish(None)
+        except grpc.RpcError as error:
+            # gRPC keeps it in the call that its frames hold: a cycle around this stream.
+            error.__traceback__ = None
+            self.cancel()
+        except NpuError as error:
+            self.finish(error)
+        except Exception:
+            log.exception("session %s: reading requests failed", self._session.short_id)
+            self.finish(DeviceFault("the server failed while it read this stream; its log says why"))
+
+    def _stalled(self) -> None:
+        self.cancel(
+            SessionLost(
+                "the client stopped in the middle of a weight update or a batch for "
+                f"{self._limits.stall_s:g} s; attach again"
+            )
+        )
+
+    def _attach(self) -> Intake:
+        session = self._session
+
+        def version() -> int:
+            session.account.leave_queue()
+            return session.weights_version
+
+        session.account.queue()
+        # Through the worker, so that whatever an earlier stream of the session has left there is over.
+        current = self._worker.submit(session.session_id, version).result()
+        self._outbox.put(_Attached(current))
+        parameters, largest = session.program.parameters, self._limits.max_session_bytes
+        return Intake(session.layer_map, parameters, self._max_batch, largest, current)
+
+    def _queue_update(self, update: WeightUpdate) -> None:
+        while not self._update_slots.acquire(timeout=1.0):
+            if self._ended.is_set():
+                return
+
+        self._submit(self._load(update))
+
+    def _load(self, update: WeightUpdate) -> Steps[None]:
+        """Loads weights, step by step where the program can."""
+        watch, program = _Stopwatch(), self._session.program
+        if isinstance(program, LoadsInSteps):
+            for _ in program.load_weights_in_steps(update.tensors):
+                watch.stop()
+                yield
+                watch.go_on()
+        else:
+            program.load_weights(update.tensors)
+        self._session.weights_version = update.weights_version
+        self._update_slots.release()
+        self._ledger.give(update.nbytes)
+        self._outbox.put(_Loaded(update.weights_version, watch.stop()))
+
+    def _queue_batch(self, batch: Batch) -> None:
+        with self._lock:
+            if self._in_flight >= self._limits.max_in_flight:
+                raise QuotaExceeded(
+                    f"batch {batch.batch_id} came while {self._in_flight} batches were unanswered; "
+                    f"this server allows {self._limits.max_in_flight} in flight"
+                )
+            self._in_flight += 1
+        queued = time.monotonic_ns()
+        self._submit(self._compute(batch, queued))
+
+    def _compute(self, batch: Batch, queued: int) -> Steps[None]:
+        """Runs a batch, a layer a step."""
+        queued_ns, watch = time.monotonic_ns() - queued, _Stopwatch()
+        for tensor in self._session.program.forward(batch.data, batch.taps):
+            if tensor is not None:
+                self._check(batch, tensor)
+                self._telemetry.layer(self._session.latency[tensor.layer], tensor.end_ns - tensor.start_ns)
+                self._put(batch, tensor)
+            watch.stop()
+            yield
+            watch.go_on()
+        device_ns = watch.stop()
+        self._session.batches += 1
+        self._telemetry.batch(queued_ns, device_ns)
+        self._ledger.give(batch.data.nbytes)
+        self._outbox.put(_Done(batch, queued_ns, device_ns))
+
+    def _check(self, batch: Batch, tensor: LayerTensor) -> None:
+        last = len(self._session.layer_map.layers) - 1
+        if tensor.layer not in batch.taps and tensor.layer != last:
+            raise DeviceFault(f"the backend answered with layer {tensor.layer}, which was not tapped")
+        spec = self._session.layer_map.layers[tensor.layer].output
+        shape = (batch.data.shape[0], *spec.shape)
+        if tensor.data.dtype != np.int8 or tensor.data.shape != shape:
+            raise DeviceFault(
+                f"the backend answered layer '{spec.name}' with {tensor.data.dtype} {tensor.data.shape} "
+                f"where its layer map promises int8 {shape}"
+            )
+
+    def _encode(self, answer: _Answer) -> Iterator[npu_pb2.ForwardResponse]:
+        if isinstance(answer, _Tensor):
+            yield from self._encode_tensor(answer.batch, answer.tensor)
+            return
+        response = npu_pb2.ForwardResponse(profile_hash=self._profile_hash)
+        if isinstance(answer, _Attached):
+            response.weights_version = answer.weights_version
+            response.attached.weights_version = answer.weights_version
+        elif isinstance(answer, _Loaded):
+            response.weights_version = answer.weights_version
+            response.weights_loaded.duration_ns = answer.duration_ns
+        else:
+            with self._lock:
+                self._in_flight -= 1
+            response.weights_version = answer.batch.weights_version
+            response.batch_id = answer.batch.batch_id
+            response.done.queued_ns = answer.queued_ns
+            response.done.device_ns = answer.device_ns
+        yield response
+
+    def _encode_tensor(self, batch: Batch, tensor: LayerTensor) -> Iterator[npu_pb2.ForwardResponse]:
+        spec = self._session.layer_map.layers[tensor.layer].output
+        outgoing = OutgoingTensor(spec.name, tensor.data, spec.layout)
+        for offset in outgoing.offsets():
+            response = npu_pb2.ForwardResponse(
+                profile_hash=self._profile_hash,
+                weights_version=batch.weights_version,
+                batch_id=batch.batch_id,
+            )
+            message = response.tensor
+            message.layer = tensor.layer
+            message.start_ns = tensor.start_ns
+            message.end_ns = tensor.end_ns
+            outgoing.write(message.chunk, offset)
+            yield response
+            if self._outbox.dropped:
+                return
+        self._telemetry.sent(outgoing.header.nbytes)
+        self._has_been_read(outgoing.header.nbytes)
+
+
+class _Stopwatch:
+    """A job's own time at the device, in nanoseconds; it runs from the beginning."""
+
+    def __init__(self) -> None:
+        self._total_ns = 0
+        self._since_ns = time.monotonic_ns()
+
+    def stop(self) -> int:
+        """Other sessions' steps do not count; tells the time so far."""
+        self._total_ns += time.monotonic_ns() - self._since_ns
+        return self._total_ns
+
+    def go_on(self) -> None:
+        """Counts again."""
+        self._since_ns = time.monotonic_ns()
+
+
+def session_id_of(request: npu_pb2.ForwardRequest | None) -> str:
+    """The session that a stream's first message attaches to.
+
+    Raises:
+        InvalidInput: it is no attach message.
+    """
+    if request is None or request.WhichOneof("kind") != "attach":
+        raise InvalidInput("the first message of a Forward stream must be attach")
+    return request.attach.session_id

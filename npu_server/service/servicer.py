@@ -1,0 +1,190 @@
+"""The gRPC service: decode, session, encode."""
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+
+import grpc
+
+from npu_server.seam import Capabilities
+from npu_server.service.forward import ForwardStream, session_id_of
+from npu_server.service.quotas import Ledger
+from npu_server.service.requests import Requests
+from npu_server.service.sessions import Limits, SessionTable
+from npu_server.service.stalls import StallWatch
+from npu_server.service.worker import DeviceWorker
+from npu_server.telemetry import Telemetry
+from npu_wire.errors import InvalidInput, InvalidModel, QuotaExceeded
+from npu_wire.layer_map import layer_spec_to_proto, tensor_spec_to_proto
+from npu_wire.v1 import device_pb2, npu_pb2, npu_pb2_grpc, program_pb2
+
+
+class NpuService(npu_pb2_grpc.NpuServiceServicer):
+    """Serves one device.
+
+    Args:
+        capabilities: what the device is.
+        sessions: its sessions.
+        worker: its thread.
+        limits: quotas.
+        telemetry: counters.
+        stalls: ends calls whose client does not read.
+    """
+
+    def __init__(
+        self,
+        capabilities: Capabilities,
+        sessions: SessionTable,
+        worker: DeviceWorker,
+        limits: Limits,
+        telemetry: Telemetry,
+        stalls: StallWatch,
+    ) -> None:
+        self._capabilities = capabilities
+        self._sessions = sessions
+        self._worker = worker
+        self._limits = limits
+        self._telemetry = telemetry
+        self._stalls = stalls
+
+    def Describe(  # noqa: N802
+        self, request: npu_pb2.DescribeRequest, context: grpc.ServicerContext
+    ) -> npu_pb2.DescribeResponse:
+        """Tells what the device is, what it can do and what the quotas are."""
+        device = self._capabilities
+        mark = device.fingerprint
+        limits = self._limits
+        return npu_pb2.DescribeResponse(
+            fingerprint=device_pb2.Fingerprint(
+                backend=mark.backend,
+                vendor=mark.vendor,
+                model=mark.model,
+                firmware=mark.firmware,
+                profile=mark.profile,
+                profile_hash=mark.profile_hash,
+            ),
+            capabilities=device_pb2.Capabilities(
+                operators=device.operators,
+                max_batch=device.max_batch,
+                deterministic=device.deterministic,
+                concurrency=device.concurrency,
+                location=device.location,
+                failed_kernels=device.failed_kernels,
+            ),
+            limits=device_pb2.Limits(
+                max_sessions=limits.max_sessions,
+                max_model_bytes=limits.max_model_bytes,
+                max_in_flight=limits.max_in_flight,
+                lease_s=limits.lease_s,
+                max_session_bytes=limits.max_session_bytes,
+                max_server_bytes=limits.max_server_bytes,
+                stall_s=limits.stall_s,
+            ),
+            server_time_ns=time.monotonic_ns(),
+        )
+
+    def Compile(  # noqa: N802
+        self, requests: Requests[npu_pb2.CompileRequest], context: grpc.ServicerContext
+    ) -> npu_pb2.CompileResponse:
+        """Compiles a model and opens a session."""
+        first = next(requests, None)
+        if first is None or first.WhichOneof("kind") != "header":
+            raise InvalidInput("the first message of Compile must be the header")
+        requests.awaited = True
+        ranges = _checked_ranges(first.header.ranges)
+        with self._sessions.reserve() as place:
+            if not context.add_callback(place.given_up.set):
+                place.given_up.set()
+            model = _receive_model(
+                requests, first.header.model_bytes, self._limits.max_model_bytes, place.ledger
+            )
+            session = self._sessions.open(model, ranges, place)
+        if not context.is_active():
+            self._sessions.release(session.session_id)
+        return npu_pb2.CompileResponse(
+            session_id=session.session_id,
+            profile_hash=self._capabilities.fingerprint.profile_hash,
+            lease_s=self._limits.lease_s,
+            input=tensor_spec_to_proto(session.layer_map.input),
+            layers=[layer_spec_to_proto(layer) for layer in session.layer_map.layers],
+        )
+
+    def Forward(  # noqa: N802
+        self, requests: Requests[npu_pb2.ForwardRequest], context: grpc.ServicerContext
+    ) -> Iterator[npu_pb2.ForwardResponse]:
+        """Runs batches of one session."""
+        session = self._sessions.get(session_id_of(next(requests, None)))
+        stream = ForwardStream(
+            session,
+            self._worker,
+            self._limits,
+            self._capabilities.max_batch,
+            self._capabilities.fingerprint.profile_hash,
+            self._telemetry,
+            self._stalls,
+            context.cancel,
+        )
+        self._sessions.attach(session, stream)
+        try:
+            if context.add_callback(lambda: self._sessions.detach(session, stream)):
+                yield from stream.run(requests)
+        finally:
+            self._sessions.detach(session, stream)
+
+    def KeepAlive(  # noqa: N802
+        self, request: npu_pb2.KeepAliveRequest, context: grpc.ServicerContext
+    ) -> npu_pb2.KeepAliveResponse:
+        """Renews the lease of an idle session."""
+        self._sessions.get(request.session_id)
+        return npu_pb2.KeepAliveResponse(lease_s=self._limits.lease_s)
+
+    def Release(  # noqa: N802
+        self, request: npu_pb2.ReleaseRequest, context: grpc.ServicerContext
+    ) -> npu_pb2.ReleaseResponse:
+        """Ends a session and frees what it holds."""
+        self._sessions.release(request.session_id)
+        return npu_pb2.ReleaseResponse()
+
+
+def _checked_ranges(messages: Iterable[program_pb2.ActivationRange]) -> dict[str, tuple[float, float]]:
+    ranges: dict[str, tuple[float, float]] = {}
+    for message in messages:
+        if not message.name or message.name in ranges:
+            raise InvalidInput(f"activation range '{message.name}' has no name or comes twice")
+        if not (math.isfinite(message.min) and math.isfinite(message.max)):
+            raise InvalidInput(
+                f"range of '{message.name}' is [{message.min}, {message.max}]; it must be finite"
+            )
+        if message.min >= message.max:
+            raise InvalidInput(
+                f"range of '{message.name}' is [{message.min}, {message.max}]; its width must be > 0. "
+                "Calibrate with data that moves this activation"
+            )
+        ranges[message.name] = (message.min, message.max)
+    return ranges
+
+
+def _receive_model(
+    requests: Iterator[npu_pb2.CompileRequest], size: int, max_bytes: int, ledger: Ledger
+) -> bytes:
+    if size == 0:
+        raise InvalidModel("the model has 0 bytes")
+    if size > max_bytes:
+        raise QuotaExceeded(
+            f"the model has {size} bytes; this server accepts {max_bytes}. "
+            "Start it with a larger --max-model-bytes"
+        )
+    chunks: list[bytes] = []
+    received = 0
+    for request in requests:
+        if request.WhichOneof("kind") != "model_chunk":
+            raise InvalidInput("after the header only model chunks may come")
+        data = request.model_chunk
+        received += len(data)
+        if not data or received > size:
+            raise InvalidInput(f"the header announces {size} bytes of model; an empty chunk or more came")
+        ledger.take(len(data))
+        chunks.append(data)
+    if received != size:
+        raise InvalidInput(f"the header announces {size} bytes of model, but {received} came")
+    return b"".join(chunks)

@@ -1,0 +1,1 @@
+"""`npu-trainer`: the loop, the experiments and their pictures."""

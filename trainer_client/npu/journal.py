@@ -1,0 +1,309 @@
+"""What a session has asked for and not been answered yet, in order; replayed when its server comes back."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from npu_wire.errors import DeviceFault, InvalidInput, NpuError
+from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
+from npu_wire.tensors import OutgoingTensor, TensorAssembler, TensorHeader
+from npu_wire.v1 import npu_pb2
+from trainer_client.npu.clock import ServerClock
+from trainer_client.npu.session import LayerTiming
+
+
+class WeightUpdate:
+    """Changed initializers; owns its arrays.
+
+    Args:
+        version: the weights version that it leads to.
+        tensors: name -> float32 values.
+    """
+
+    def __init__(self, version: int, tensors: Mapping[str, Float32Array]) -> None:
+        self.version = version
+        self.tensors = tensors
+        self.name = f"weights version {version}"
+
+    def messages(self) -> Iterator[npu_pb2.ForwardRequest]:
+        """The update on the wire."""
+        for name, array in self.tensors.items():
+            outgoing = OutgoingTensor(name, array)
+            for offset in outgoing.offsets():
+                request = npu_pb2.ForwardRequest()
+                request.weight.weights_version = self.version
+                outgoing.write(request.weight.chunk, offset)
+                yield request
+        yield npu_pb2.ForwardRequest(commit=npu_pb2.WeightCommit(weights_version=self.version))
+
+
+class Waiter(Protocol):
+    """Who knows how long to wait for a tensor."""
+
+    def wait_for(self, batch: "Batch", layer: int) -> Int8Array:
+        """Returns the tensor or raises."""
+        ...
+
+
+class Batch:
+    """A batch with the answers that have come; implements `trainer_client.npu.session.PendingBatch`.
+
+    Args:
+        batch_id: its number in the session.
+        version: the weights version to run it with.
+        data: int8 input; owned.
+        taps: positions of the layers to answer with.
+        layer_map: of the session.
+        waiter: the session.
+    """
+
+    def __init__(
+        self,
+        batch_id: int,
+        version: int,
+        data: Int8Array,
+        taps: Collection[int],
+        layer_map: LayerMap,
+        waiter: Waiter,
+    ) -> None:
+        self.batch_id = batch_id
+        self.name = f"batch {batch_id}"
+        self.version = version
+        self.taps = frozenset(taps) | {len(layer_map.layers) - 1}
+        self.tensors: dict[int, Int8Array] = {}
+        self.error: NpuError | None = None
+        self._data = data
+        self._layer_map = layer_map
+        self._waiter = waiter
+        self._timings: list[LayerTiming] = []
+        self._assembler: TensorAssembler | None = None
+        self._assembling = -1
+        self._sent_ns = 0
+
+    def tensor(self, layer: int) -> Int8Array:
+        """Waits for a layer's output; see `PendingBatch.tensor`."""
+        if layer not in self.taps:
+            raise InvalidInput(f"layer {layer} was not tapped by this batch; pass it to submit(taps=...)")
+        return self._waiter.wait_for(self, layer)
+
+    def timings(self) -> Sequence[LayerTiming]:
+        """Timings of the tensors that have arrived so far."""
+        return tuple(self._timings)
+
+    def messages(self) -> Iterator[npu_pb2.ForwardRequest]:
+        """The batch on the wire."""
+        self._sent_ns = time.monotonic_ns()
+        spec = self._layer_map.input
+        outgoing = OutgoingTensor(spec.name, self._data, spec.layout)
+        for offset in outgoing.offsets():
+            request = npu_pb2.ForwardRequest()
+            message = request.batch
+            message.batch_id = self.batch_id
+            message.weights_version = self.version
+            if offset == 0:
+                message.taps.extend(sorted(self.taps))
+            outgoing.write(message.chunk, offset)
+            yield request
+
+    def begin(self, layer_map: LayerMap) -> None:
+        """Goes to a new server: a half-received tensor is forgotten, whole ones stay.
+
+        Args:
+            layer_map: of that server; it may lay tensors out in another order.
+        """
+        self._layer_map = layer_map
+        self._assembler = None
+
+    def receive(
+        self, message: npu_pb2.LayerTensor, clock: ServerClock, arrival_ns: int
+    ) -> tuple[int, Int8Array] | None:
+        """Takes a slice of a layer's output and returns the layer with its tensor when that is whole.
+
+        Raises:
+            DeviceFault: a layer that was not tapped.
+            InvalidInput: a slice that is not of the tensor that the layer map promises.
+        """
+        layer = message.layer
+        if layer not in self.taps:
+            raise DeviceFault(
+                f"the server answered batch {self.batch_id} with layer {layer}, which was not tapped"
+            )
+        if self._assembler is None:
+            spec = self._layer_map.layers[layer].output
+            expected = TensorHeader(
+                spec.name, np.dtype(np.int8), (self._data.shape[0], *spec.shape), spec.layout
+            )
+            self._assembler = TensorAssembler(message.chunk, expected.nbytes, expected)
+            self._assembling = layer
+        elif layer != self._assembling:
+            raise DeviceFault(f"the server sent layer {layer} in the middle of layer {self._assembling}")
+        clock.observe(self._sent_ns, message.start_ns, message.end_ns, arrival_ns)
+        array = self._assembler.add(message.chunk)
+        if array is None:
+            return None
+        self._assembler = None
+        if layer not in self.tensors:
+            self._timings.append(
+                LayerTiming(layer, clock.ours(message.start_ns), clock.ours(message.end_ns), arrival_ns)
+            )
+        return layer, array
+
+
+Operation = WeightUpdate | Batch
+
+
+class Journal:
+    """Operations in order, the first `_sent` of them on their way to the current server.
+
+    All methods expect `changed` to be held.
+
+    Args:
+        changed: the session's condition.
+    """
+
+    def __init__(self, changed: threading.Condition) -> None:
+        self.changed = changed
+        self.confirmed = WeightUpdate(0, {})
+        self._operations: deque[Operation] = deque()
+        self._sent = 0
+        self._refusal: NpuError | None = None
+        self._refusal_told = True
+        self._suspect: Operation | None = None
+        self._deaths = 0
+
+    def append(self, operation: Operation) -> None:
+        """Adds an operation; after an update that failed, batches fail until there is another one.
+
+        Raises:
+            NpuError: an update, while nobody knows yet that an earlier one failed: it was made on top of it.
+        """
+        if isinstance(operation, WeightUpdate):
+            if self._refusal is not None and not self._refusal_told:
+                self._refusal_told = True
+                raise again(self._refusal)
+            self._refusal = None
+        elif self._refusal is not None:
+            operation.error = self._refusal
+            return
+        self._operations.append(operation)
+        self.changed.notify_all()
+
+    def raise_error_of(self, batch: Batch) -> None:
+        """Raises what went wrong with a batch.
+
+        Raises:
+            NpuError: its own error, or that of the weights it was to run with.
+        """
+        if batch.error is not None:
+            self._refusal_told |= batch.error is self._refusal
+            raise again(batch.error)
+
+    @property
+    def head(self) -> Operation | None:
+        """What the server is at, or will be at next."""
+        return self._operations[0] if self._operations else None
+
+    def rewind(self, layer_map: LayerMap) -> int:
+        """Makes everything unsent, for a new server, and tells how many batches that are."""
+        self._sent = 0
+        batches = [operation for operation in self._operations if isinstance(operation, Batch)]
+        for batch in batches:
+            batch.begin(layer_map)
+        return len(batches)
+
+    def next_to_send(self, max_in_flight: int) -> Operation | None:
+        """Marks the next operation as sent and returns it; None when there is none or the window is full.
+
+        After a server has died the window is one operation, so that a second death has one cause.
+        """
+        if self._sent == len(self._operations) or (self._deaths and self._sent):
+            return None
+        operation = self._operations[self._sent]
+        in_flight = sum(isinstance(self._operations[i], Batch) for i in range(self._sent))
+        if isinstance(operation, Batch) and in_flight >= max_in_flight:
+            return None
+        self._sent += 1
+        return operation
+
+    def current_batch(self, batch_id: int) -> Batch:
+        """The batch that is being answered.
+
+        Raises:
+            DeviceFault: the server answers another one.
+        """
+        head = self.head
+        if not self._sent or not isinstance(head, Batch) or head.batch_id != batch_id:
+            raise DeviceFault(f"the server answered batch {batch_id}, which is not the next one")
+        return head
+
+    def batch_done(self, batch_id: int) -> None:
+        """Removes an answered batch.
+
+        Raises:
+            DeviceFault: it is not the next one, or a tensor of it is missing.
+        """
+        batch = self.current_batch(batch_id)
+        missing = batch.taps - batch.tensors.keys()
+        if missing:
+            raise DeviceFault(f"the server ended batch {batch_id} without layer {min(missing)}")
+        self._remove_head()
+
+    def weights_loaded(self, version: int) -> None:
+        """Folds an update into the confirmed weights.
+
+        Raises:
+            DeviceFault: it is not the next one.
+        """
+        head = self.head
+        if self._sent and isinstance(head, WeightUpdate) and head.version == version:
+            self.confirmed = WeightUpdate(version, {**self.confirmed.tensors, **head.tensors})
+            self._remove_head()
+        elif version != self.confirmed.version:  # which a new server confirms once more
+            raise DeviceFault(f"the server loaded weights version {version}, which is not the next one")
+
+    def server_died(self) -> int:
+        """Counts the servers that were lost at the head, and returns how many there were."""
+        if self._suspect is not self.head:
+            self._suspect, self._deaths = self.head, 0
+        self._deaths += 1
+        return self._deaths
+
+    def fail_head(self, error: NpuError) -> None:
+        """Blames the operation that the server was at, so that the others can go on.
+
+        All that is queued behind an update was made on top of it and fails with it.
+        """
+        failed = list(self._operations)
+        if isinstance(failed[0], WeightUpdate):
+            self._refusal, self._refusal_told = error, False
+        else:
+            failed = failed[:1]
+        for operation in failed:
+            if isinstance(operation, Batch):
+                operation.error = error
+            self._remove_head()
+
+    def _remove_head(self) -> None:
+        self._operations.popleft()
+        self._sent = max(0, self._sent - 1)
+        self._suspect, self._deaths = None, 0
+        self.changed.notify_all()
+
+
+def again(error: NpuError) -> NpuError:
+    """A fresh copy: one exception object raised twice would gather both tracebacks."""
+    return type(error)(*error.args)
+
+
+def named(operation: Operation, error: NpuError) -> NpuError:
+    """The error, with the words that a refused update needs."""
+    if not isinstance(operation, WeightUpdate):
+        return error
+    return type(error)(
+        f"{operation.name} is not loaded: {error}. The NPU keeps the weights that it had; push repaired ones "
+        "and repeat the step"
+    )

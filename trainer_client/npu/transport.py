@@ -1,0 +1,153 @@
+"""Calls of the NPU service over one channel, with numpy-side types and this product's errors."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from npu_wire.channel import Endpoint, Security, error_of, open_channel, token_metadata
+from npu_wire.errors import NpuError
+from npu_wire.tensors import split_bytes
+from npu_wire.v1 import npu_pb2, npu_pb2_grpc, program_pb2
+from trainer_client.npu.session import DeviceInfo, Ranges
+
+_CLOCK_SAMPLES = 8
+_RELEASE_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait.
+
+    Attributes:
+        timeout_s: for a server that is connected and silent.
+        reconnect_timeout_s: for a server that is gone to come back.
+        compile_timeout_s: for a model to be compiled.
+    """
+
+    timeout_s: float = 30.0
+    reconnect_timeout_s: float = 60.0
+    compile_timeout_s: float = 300.0
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a server says of itself.
+
+    Attributes:
+        info: the device.
+        max_in_flight: unanswered batches that it allows a session.
+        clock_offset_ns: server's monotonic clock minus ours.
+    """
+
+    info: DeviceInfo
+    max_in_flight: int
+    clock_offset_ns: int
+
+
+class Transport:
+    """One channel to one endpoint.
+
+    Args:
+        endpoint: where the server listens.
+        security: TLS and token.
+
+    Raises:
+        InvalidInput: see `npu_wire.channel.open_channel`.
+    """
+
+    def __init__(self, endpoint: Endpoint, security: Security) -> None:
+        self.address = endpoint.target
+        self._channel = open_channel(endpoint, security)
+        self._stub = npu_pb2_grpc.NpuServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._metadata = token_metadata(security.token)
+
+    def describe(self, timeout_s: float, wait_for_ready: bool) -> Description:
+        """Asks for the device, the quotas and the clock.
+
+        The clock's offset is that of the quickest of several round trips, taken at its middle (as NTP does).
+
+        Raises:
+            NpuError: nobody answers, or the call is refused.
+        """
+        best_ns, offset_ns = 0, 0
+        for sample in range(_CLOCK_SAMPLES):
+            begin = time.monotonic_ns()
+            try:
+                answer = self._stub.Describe(
+                    npu_pb2.DescribeRequest(),
+                    timeout=timeout_s,
+                    metadata=self._metadata,
+                    wait_for_ready=wait_for_ready,
+                )
+            except grpc.RpcError as error:
+                raise self.translate(error) from None
+            round_trip_ns = time.monotonic_ns() - begin
+            if sample == 0 or round_trip_ns < best_ns:
+                best_ns, offset_ns = round_trip_ns, answer.server_time_ns - begin - round_trip_ns // 2
+        return Description(_device_info(answer), answer.limits.max_in_flight, offset_ns)
+
+    def compile(self, model: bytes, ranges: Ranges, timeout_s: float) -> npu_pb2.CompileResponse:
+        """Opens a session.
+
+        Raises:
+            NpuError: nobody answers, or the model is refused.
+        """
+
+        def requests() -> Iterator[npu_pb2.CompileRequest]:
+            activations = [
+                program_pb2.ActivationRange(name=n, min=low, max=high) for n, (low, high) in ranges.items()
+            ]
+            yield npu_pb2.CompileRequest(
+                header=npu_pb2.CompileHeader(model_bytes=len(model), ranges=activations)
+            )
+            for data in split_bytes(model):
+                yield npu_pb2.CompileRequest(model_chunk=data)
+
+        try:
+            answer: npu_pb2.CompileResponse = self._stub.Compile(
+                requests(), timeout=timeout_s, metadata=self._metadata
+            )
+        except grpc.RpcError as error:
+            raise self.translate(error) from None
+        return answer
+
+    def forward(self, requests: Iterator[npu_pb2.ForwardRequest]) -> Any:
+        """Opens a Forward stream: a call object that iterates over responses and can be cancelled."""
+        return self._stub.Forward(requests, metadata=self._metadata)
+
+    def release(self, session_id: str) -> None:
+        """Ends a session as far as the server can be reached."""
+        try:
+            self._stub.Release(
+                npu_pb2.ReleaseRequest(session_id=session_id),
+                timeout=_RELEASE_TIMEOUT_S,
+                metadata=self._metadata,
+            )
+        except grpc.RpcError:
+            return  # its lease ends it
+
+    def translate(self, error: grpc.RpcError) -> NpuError:
+        """The error that a failed call stands for."""
+        return error_of(error, self.address)
+
+    def close(self) -> None:
+        """Closes the channel."""
+        self._channel.close()
+
+
+def _device_info(answer: npu_pb2.DescribeResponse) -> DeviceInfo:
+    mark, abilities = answer.fingerprint, answer.capabilities
+    return DeviceInfo(
+        backend=mark.backend,
+        vendor=mark.vendor,
+        model=mark.model,
+        firmware=mark.firmware,
+        profile=mark.profile,
+        profile_hash=mark.profile_hash,
+        operators=tuple(abilities.operators),
+        max_batch=abilities.max_batch,
+        location=abilities.location,
+    )

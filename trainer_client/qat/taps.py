@@ -1,0 +1,117 @@
+"""The training graph with the NPU's tensors woven in: after each layer that the NPU reports, an injection.
+
+The result is plain generated Python that calls the two methods of `TapContext`, and frees every value after
+its last use.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, fx
+
+from npu_wire.layer_map import LayerMap
+from trainer_client.qat.fold import CONVOLUTIONS, value_name
+
+_aten = torch.ops.aten
+
+# Operators whose backward does not need their output and whose output is fresh memory: the injected value may
+# be written over it. (ReLU keeps its output, a view shares its input's memory.)
+_OVERWRITABLE = CONVOLUTIONS | {
+    _aten.linear.default,
+    _aten.add.Tensor,
+    _aten.mul.Tensor,
+    _aten.hardtanh.default,
+    _aten.relu6.default,
+    _aten.hardswish.default,
+}
+
+
+class TapContext(Protocol):
+    """What a tapped graph calls while it runs."""
+
+    def parameter(self, name: str) -> Tensor:
+        """The live parameter, buffer or constant of that name."""
+        ...
+
+    def inject(self, value: Tensor, layer: int, lower: float, upper: float, overwrite: bool) -> Tensor:
+        """Replaces a layer's FP32 value by the NPU's tensor; see `trainer_client.qat.inject.inject`."""
+        ...
+
+
+@dataclass(frozen=True)
+class TappedGraph:
+    """A training graph for one layer map.
+
+    Attributes:
+        module: called as `module(context, x)`, x float32 of shape (n, ...); returns the model's output.
+        taps: positions of the layers whose tensors it injects.
+        missing: names of layers that add noise of their own but have no value of their name in the training
+            graph.
+    """
+
+    module: fx.GraphModule
+    taps: tuple[int, ...]
+    missing: tuple[str, ...]
+
+
+def tap(graph: fx.Graph, layer_map: LayerMap) -> TappedGraph:
+    """Weaves the injections of a layer map into a folded training graph, which is not changed."""
+    tapped = fx.Graph()
+    context = tapped.placeholder("context")
+    copies: dict[fx.Node, fx.Node] = {}
+    output = tapped.graph_copy(graph, copies)
+    tapped.output(output)
+    by_name = {value_name(original): copy for original, copy in copies.items()}
+    for node in copies.values():
+        if node.op == "get_attr":
+            with tapped.inserting_before(node):
+                node.replace_all_uses_with(tapped.call_method("parameter", (context, str(node.target))))
+            tapped.erase_node(node)
+    taps: list[int] = []
+    missing: list[str] = []
+    for position, layer in enumerate(layer_map.layers):
+        if layer.moves_data_only:
+            continue
+        if layer.name not in by_name:
+            missing.append(layer.name)
+        else:
+            taps.append(position)
+            _insert(tapped, context, by_name[layer.name], position)
+    tapped.lint()
+    return TappedGraph(fx.GraphModule({}, tapped), tuple(taps), tuple(missing))
+
+
+def _insert(graph: fx.Graph, context: fx.Node, node: fx.Node, position: int) -> None:
+    lower, upper = _activation_bounds(node)
+    source = node.args[0]
+    # An activation on top of a layer becomes part of the injection: two passes over the tensor less in the
+    # forward pass, and the injection's mask does the activation's backward.
+    fused = lower < upper and isinstance(source, fx.Node) and len(source.users) == 1 and _fresh(source)
+    if not fused:
+        source, lower, upper = node, -math.inf, math.inf
+    assert isinstance(source, fx.Node)
+    with graph.inserting_after(node):
+        injected = graph.call_method("inject", (context, source, position, lower, upper, _fresh(source)))
+    node.replace_all_uses_with(injected, delete_user_cb=lambda user: user is not injected)
+    if fused:
+        graph.erase_node(node)
+
+
+def _fresh(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target in _OVERWRITABLE
+
+
+def _activation_bounds(node: fx.Node) -> tuple[float, float]:
+    """Bounds of an activation that clamps, its gradient zero at and beyond its bounds; else (inf, -inf)."""
+    if node.target is _aten.relu.default:
+        return 0.0, math.inf
+    if node.target is _aten.relu6.default:
+        return 0.0, 6.0
+    if node.target is _aten.hardtanh.default:
+        lower, upper = (*node.args[1:], -1.0, 1.0)[:2] if len(node.args) == 1 else (*node.args[1:], 1.0)[:2]
+        assert isinstance(lower, int | float)
+        assert isinstance(upper, int | float)
+        return float(lower), float(upper)
+    return math.inf, -math.inf
