@@ -24,7 +24,7 @@ from npu_server.seam import BackendOptions
 from npu_wire.errors import InvalidInput, NonFiniteInput, NotCalibrated
 from npu_wire.layer_map import LayerMap, MemoryLayout
 from npu_wire.quantize import dequantize, quantize
-from trainer_client import qat as qat_module
+from trainer_client.qat import module as qat_module
 from trainer_client.qat.module import QatModule, prepare
 from trainer_client.qat.trace import Trace, overlap
 
