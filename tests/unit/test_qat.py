@@ -1,9 +1,6 @@
 """Training a model with an NPU in the loop, and evaluating it there."""
 
-import copy
-import io
 import math
-import pickle
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -14,41 +11,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from in_process_npu import InProcessNpu, SegmentBackend
+from in_the_loop import LABELS, new_npu, prepared, train
 from onnx import numpy_helper
-from safetensors.torch import load_file, save_file
-from small_nets import ResidualNet, images, residual_net
+from small_nets import images, residual_net
 from torch import Tensor, nn
 
-from npu_server.seam import BackendOptions
 from npu_wire.errors import InvalidInput, NonFiniteInput, NotCalibrated
 from npu_wire.layer_map import LayerMap, MemoryLayout
 from npu_wire.quantize import dequantize, quantize
 from trainer_client.qat import module as qat_module
-from trainer_client.qat.module import QatModule, prepare
+from trainer_client.qat.module import prepare
 from trainer_client.qat.trace import Trace, overlap
-
-LABELS = torch.arange(8) % 5
-
-
-def _npu(layout: MemoryLayout = MemoryLayout.CHANNELS_LAST) -> InProcessNpu:
-    return InProcessNpu(SegmentBackend(BackendOptions(), layout))
-
-
-def _prepared(npu: InProcessNpu, net: nn.Module | None = None) -> QatModule:
-    qat = prepare(residual_net() if net is None else net, images(1), npu)
-    return qat.calibrate([(images(16), None)])
-
-
-def _train(qat: QatModule, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
-    losses = []
-    for step in steps:
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(qat(images(8, seed=step)), LABELS)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
 
 
 @pytest.mark.parametrize("layout", list(MemoryLayout))
@@ -57,10 +30,10 @@ def test_zero_mismatch(layout: MemoryLayout, monkeypatch: pytest.MonkeyPatch) ->
 
     The second session is compiled from the weights as they are then, not pushed to: a missed push would show.
     """
-    npu = _npu(layout)
+    npu = new_npu(layout)
     net = residual_net()
-    qat = _prepared(npu, net)
-    _train(qat, torch.optim.Adam(net.parameters(), 1e-2), range(3))
+    qat = prepared(npu, net)
+    train(qat, torch.optim.Adam(net.parameters(), 1e-2), range(3))
     injected: list[Tensor] = []
     original = qat_module.inject
 
@@ -92,7 +65,7 @@ def test_zero_mismatch(layout: MemoryLayout, monkeypatch: pytest.MonkeyPatch) ->
 def test_training_lowers_the_loss_and_reaches_every_parameter() -> None:
     """Overfitting one batch works; every parameter of the user's model has a finite, non-zero gradient."""
     net = residual_net()
-    qat = _prepared(_npu(), net)
+    qat = prepared(new_npu(), net)
     assert {id(p) for p in qat.parameters()} == {id(p) for p in net.parameters()}
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     losses = []
@@ -111,9 +84,9 @@ def test_training_lowers_the_loss_and_reaches_every_parameter() -> None:
 
 def test_gradients_are_those_of_the_step_written_by_hand() -> None:
     """Every gradient equals that of the same step in plain torch: the user's modules, and a masked detour."""
-    npu = _npu()
+    npu = new_npu()
     net = residual_net()
-    qat = _prepared(npu, net)
+    qat = prepared(npu, net)
     x = images(8, seed=4)
     net.zero_grad()
     nn.functional.cross_entropy(qat(x), LABELS).backward()
@@ -146,8 +119,8 @@ def test_gradients_are_those_of_the_step_written_by_hand() -> None:
 
 def test_evaluation_returns_the_npus_own_output_in_parts() -> None:
     """37 images through an NPU that takes 16: three batches without taps, equal to training mode's value."""
-    npu = _npu()
-    qat = _prepared(npu)
+    npu = new_npu()
+    qat = prepared(npu)
     x = images(37)
     expected = torch.cat([qat(part).detach() for part in x.split(16)])
     qat.eval()
@@ -163,9 +136,9 @@ def test_evaluation_returns_the_npus_own_output_in_parts() -> None:
 
 def test_only_what_changed_is_pushed() -> None:
     """Nothing at first (the model was compiled with it), then what was changed, in whatever way."""
-    npu = _npu()
+    npu = new_npu()
     net = residual_net()
-    qat = _prepared(npu, net)
+    qat = prepared(npu, net)
     session = npu.sessions[-1]
 
     def pushed() -> list[list[str]]:
@@ -191,16 +164,16 @@ def test_only_what_changed_is_pushed() -> None:
     assert len(pushed()[0]) == 13
     net.head.requires_grad_(False)
     optimizer = torch.optim.SGD([net.stem.weight, net.body.weight], 0.1)
-    _train(qat, optimizer, range(1))
+    train(qat, optimizer, range(1))
     session.pushes.clear()
     assert pushed() == [["body.weight", "stem.weight"]]
 
 
 def test_pushed_tensors_are_snapshots() -> None:
     """An optimizer step after the submit does not change what is on its way."""
-    npu = _npu()
+    npu = new_npu()
     net = residual_net()
-    qat = _prepared(npu, net)
+    qat = prepared(npu, net)
     with torch.no_grad():
         net.head.bias.fill_(1.0)
     qat(images(2))
@@ -211,9 +184,9 @@ def test_pushed_tensors_are_snapshots() -> None:
 
 def test_refused_push_is_sent_again() -> None:
     """NaN in one weight refuses the whole update; once it is repaired, the other changes arrive too."""
-    npu = _npu()
+    npu = new_npu()
     net = residual_net()
-    qat = _prepared(npu, net).eval()
+    qat = prepared(npu, net).eval()
     good = net.stem.weight.detach().clone()
     with torch.no_grad():
         net.head.bias.add_(1.0)
@@ -222,93 +195,13 @@ def test_refused_push_is_sent_again() -> None:
         qat(images(2))
     with torch.no_grad():
         net.stem.weight.copy_(good)
-    fresh = prepare(net, images(1), _npu(), ranges=qat.ranges).eval()
+    fresh = prepare(net, images(1), new_npu(), ranges=qat.ranges).eval()
     assert torch.equal(qat(images(2)), fresh(images(2)))
-
-
-def test_resume_is_exact() -> None:
-    """Six steps equal three steps, a checkpoint loaded into new objects (weights only), and three more."""
-    net = residual_net()
-    qat = _prepared(_npu(), net)
-    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
-    first = _train(qat, optimizer, range(3))
-    checkpoint = io.BytesIO()
-    torch.save({"qat": qat.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint)
-    expected = first + _train(qat, optimizer, range(3, 6))
-
-    other_net = residual_net(seed=9)
-    other = prepare(other_net, images(2), _npu())
-    other_optimizer = torch.optim.Adam(other_net.parameters(), 1e-2)
-    state = torch.load(io.BytesIO(checkpoint.getvalue()), weights_only=True)
-    other.load_state_dict(state["qat"])
-    other_optimizer.load_state_dict(state["optimizer"])
-    assert expected == first + _train(other, other_optimizer, range(3, 6))
-    for name, tensor in net.state_dict().items():
-        assert torch.equal(tensor, other_net.state_dict()[name]), name
-
-
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_a_checkpoint_is_tensors_only(tmp_path: Path, prefix: str) -> None:
-    """A safetensors file holds it, under a wrapper's prefix (DDP) too: the resumed losses are equal."""
-    net = residual_net()
-    qat = _prepared(_npu(), net)
-    optimizer = torch.optim.SGD(net.parameters(), 0.1)
-    _train(qat, optimizer, range(2))
-    wrap = (lambda m: m) if prefix == "" else (lambda m: nn.ModuleDict({"module": m}))
-    save_file(wrap(qat).state_dict(), tmp_path / "model.safetensors")
-    expected, ranges = _train(qat, optimizer, range(2, 4)), qat.ranges
-
-    other_net = residual_net(seed=9)
-    other = prepare(other_net, images(2), _npu())
-    wrap(other).load_state_dict(load_file(tmp_path / "model.safetensors"))
-    assert other.ranges == ranges
-    assert _train(other, torch.optim.SGD(other_net.parameters(), 0.1), range(2, 4)) == expected
-
-
-def test_a_checkpoint_of_another_npu_is_loaded_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both profiles are named; with the same NPU nothing is said."""
-    npu = _npu()
-    state = _prepared(npu).state_dict()
-    other = prepare(residual_net(seed=9), images(2), npu)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        other.load_state_dict(state)
-    own = npu.info
-    monkeypatch.setattr(
-        InProcessNpu, "info", property(lambda _: replace(own, profile="acc16", profile_hash="5" * 64))
-    )
-    with pytest.warns(UserWarning, match=r"profile 'float' \(hash .* connected to 'acc16' \(hash 555"):
-        other.load_state_dict(state)
-
-
-def test_a_state_dict_without_ranges_is_no_checkpoint() -> None:
-    """As for any module: keys that are missing or unknown are named, a broken range is refused."""
-    qat = _prepared(_npu())
-    state = qat.state_dict()
-    weights = {name: value for name, value in state.items() if name.startswith("model.")}
-    with pytest.raises(RuntimeError, match=r'Missing key.*"npu\.\*"'):
-        qat.load_state_dict(weights)
-    before = qat.ranges
-    qat.load_state_dict(weights, strict=False)
-    assert qat.ranges == before
-    with pytest.raises(RuntimeError, match=r'Unexpected key.*"other"'):
-        qat.load_state_dict(state | {"other": torch.zeros(1)})
-    with pytest.raises(InvalidInput, match=r"'npu.range.hardtanh' is .*min < max"):
-        qat.load_state_dict(state | {"npu.range.hardtanh": torch.tensor([1.0, 1.0])})
-
-
-def test_users_state_dict_keeps_its_names() -> None:
-    """`model.state_dict()` is untouched by preparation, and loads into a model that was never prepared."""
-    net = residual_net()
-    names = list(net.state_dict())
-    qat = _prepared(_npu(), net)
-    assert list(net.state_dict()) == names
-    ResidualNet().load_state_dict(qat.model.state_dict())
 
 
 def test_forward_before_calibrate_names_the_remedy() -> None:
     """In both modes."""
-    qat = prepare(residual_net(), images(1), _npu())
+    qat = prepare(residual_net(), images(1), new_npu())
     for mode in (qat.train(), qat.eval()):
         with pytest.raises(NotCalibrated, match=r"call qat.calibrate\(loader\)"):
             mode(images(2))
@@ -317,7 +210,7 @@ def test_forward_before_calibrate_names_the_remedy() -> None:
 def test_recalibration_keeps_the_method_and_sees_the_weights_of_now() -> None:
     """As a fresh calibration of the changed model; of five batches it takes, and shows, two."""
     net = residual_net()
-    qat = prepare(net, images(1), _npu())
+    qat = prepare(net, images(1), new_npu())
     shown = []
 
     def progress(batches: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -330,7 +223,7 @@ def test_recalibration_keeps_the_method_and_sees_the_weights_of_now() -> None:
     with torch.no_grad():
         net.stem.weight.mul_(3.0)
     qat.recalibrate(images(40).split(8), max_batches=2, progress=progress)
-    fresh = prepare(net, images(1), _npu()).calibrate(
+    fresh = prepare(net, images(1), new_npu()).calibrate(
         images(16).split(8), method="percentile", percentile=95.0
     )
     assert qat.ranges == fresh.ranges != first
@@ -340,7 +233,7 @@ def test_recalibration_keeps_the_method_and_sees_the_weights_of_now() -> None:
 def test_activations_that_leave_their_ranges_are_reported_once() -> None:
     """Weights grow after calibration: the clipped layers are named, until the ranges are measured anew."""
     net = residual_net()
-    qat = _prepared(_npu(), net)
+    qat = prepared(new_npu(), net)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         qat(images(8))
@@ -357,8 +250,8 @@ def test_activations_that_leave_their_ranges_are_reported_once() -> None:
 
 def test_batches_that_do_not_fit_are_refused() -> None:
     """Shape, dtype, NaN and size: each with what was expected, and nothing is sent to the NPU."""
-    npu = _npu()
-    qat = _prepared(npu)
+    npu = new_npu()
+    qat = prepared(npu)
     with pytest.raises(
         InvalidInput, match=r"\(2, 3, 9, 9\), expected torch.float32 of shape \(batch, 3, 8, 8\)"
     ):
@@ -377,7 +270,7 @@ def test_batches_that_do_not_fit_are_refused() -> None:
 
 def test_training_mode_without_gradient_and_with_input_gradient() -> None:
     """Under `no_grad` the value is the same; an input that wants a gradient gets a finite one."""
-    qat = _prepared(_npu())
+    qat = prepared(new_npu())
     x = images(4)
     with torch.no_grad():
         silent = qat(x)
@@ -394,7 +287,7 @@ def test_training_mode_without_gradient_and_with_input_gradient() -> None:
 def test_batch_norm_and_dropout_are_frozen_in_training_mode() -> None:
     """Statistics stay, two passes are equal and equal to evaluation; gamma and beta have gradients."""
     net = residual_net()
-    qat = _prepared(_npu(), net).train()
+    qat = prepared(new_npu(), net).train()
     assert net.dropout.training
     before = {name: value.clone() for name, value in net.named_buffers()}
     out = qat(images(8))
@@ -409,7 +302,7 @@ def test_batch_norm_and_dropout_are_frozen_in_training_mode() -> None:
 
 def test_noise_reports_add_up_and_start_anew() -> None:
     """Two steps of 8 and 4 images: the total counts the elements of both, the last report its own."""
-    qat = _prepared(_npu())
+    qat = prepared(new_npu())
     qat(images(8))
     qat(images(4))
     assert qat.noise.layers["hardtanh"].elements == 4 * 8 * 8 * 8
@@ -422,7 +315,7 @@ def test_noise_reports_add_up_and_start_anew() -> None:
 
 def test_noise_is_printed_with_the_names_of_the_users_modules() -> None:
     """The value that a batch norm or an activation yields stands beside the path of that very module."""
-    qat = _prepared(_npu())
+    qat = prepared(new_npu())
     qat(images(8))
     for report, steps in ((qat.noise, 1), (qat.total_noise, 1)):
         title, head, *rows = str(report).splitlines()
@@ -442,7 +335,7 @@ def test_noise_is_printed_with_the_names_of_the_users_modules() -> None:
 def test_trace_holds_both_passes(tmp_path: Path) -> None:
     """Every layer of every training batch is there, and an in-process NPU that runs first hides nothing."""
     with Trace(tmp_path / "trace.json") as trace:
-        qat = prepare(residual_net(), images(1), _npu(), trace=trace).calibrate(images(8))
+        qat = prepare(residual_net(), images(1), new_npu(), trace=trace).calibrate(images(8))
         qat(images(4))
         qat(images(4))
     seen = overlap(trace.document)
@@ -451,20 +344,12 @@ def test_trace_holds_both_passes(tmp_path: Path) -> None:
     assert seen.npu_ms > 0
 
 
-def test_copies_are_refused() -> None:
-    """A session cannot be copied; the error says what to do."""
-    qat = _prepared(_npu())
-    for attempt in (copy.deepcopy, pickle.dumps):
-        with pytest.raises(TypeError, match="cannot be copied or pickled; save"):
-            attempt(qat)
-
-
 def test_close_releases_the_session_and_the_next_forward_opens_another() -> None:
     """Closing is idempotent; the ranges and the trained weights are still there."""
-    npu = _npu()
+    npu = new_npu()
     net = residual_net()
-    qat = _prepared(npu, net)
-    _train(qat, torch.optim.SGD(net.parameters(), 0.1), range(1))
+    qat = prepared(npu, net)
+    train(qat, torch.optim.SGD(net.parameters(), 0.1), range(1))
     before = qat(images(4))
     qat.close()
     qat.close()
@@ -486,7 +371,7 @@ def test_layers_that_receive_no_noise_are_named_once(
         return replace(layer_map, layers=(layer_map.layers[0], inner, *layer_map.layers[2:]))
 
     monkeypatch.setattr(session, "layer_map", property(renamed))
-    qat = _prepared(_npu())
+    qat = prepared(new_npu())
     messages = [record.message for record in caplog.records if record.name == qat_module.__name__]
     (message,) = messages
     assert message.startswith("1 of the NPU's 5 layers")
