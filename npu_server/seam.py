@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from npu_wire.device import Capabilities
 from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
 
 ENTRY_POINT_GROUP = "npu_server.backends"
@@ -36,42 +37,6 @@ class BackendOptions:
     device: str = "cpu"
     threads: int = 0
     extra: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """Identity of the arithmetic: equal `profile_hash` promises equal bits."""
-
-    backend: str
-    vendor: str
-    model: str
-    firmware: str
-    profile: str
-    profile_hash: str
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """What a backend is and can do; pure data.
-
-    Attributes:
-        fingerprint: identity of the arithmetic.
-        operators: ONNX operators that it takes.
-        max_batch: largest batch.
-        deterministic: equal input gives equal bits.
-        concurrency: programs that compute at the same time.
-        location: where it computes.
-        failed_kernels: kernels that the backend found wrong on this machine when it was opened; exact ones
-            stand in for them, so that bits are equal and time is lost.
-    """
-
-    fingerprint: Fingerprint
-    operators: tuple[str, ...]
-    max_batch: int
-    deterministic: bool = True
-    concurrency: int = 1
-    location: str = "cpu"
-    failed_kernels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

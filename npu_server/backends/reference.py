@@ -39,7 +39,8 @@ from npu_server.numerics import elementwise
 from npu_server.numerics.profile import Profile, load_profile
 from npu_server.numerics.requantize import accumulate, requantize, saturating_sum
 from npu_server.numerics.scales import Int64Array
-from npu_server.seam import BackendOptions, Capabilities, Fingerprint, Health, Program, Ranges
+from npu_server.seam import BackendOptions, Health, Program, Ranges
+from npu_wire.device import Capabilities, Fingerprint
 from npu_wire.errors import InvalidInput
 from npu_wire.layer_map import INT8_MIN, Int8Array, MemoryLayout
 

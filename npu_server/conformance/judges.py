@@ -12,7 +12,8 @@ from npu_server.conformance.targets import LocalTarget, run_all
 from npu_server.conformance.trials import Trial
 from npu_server.numerics.profile import list_profiles, load_profile
 from npu_server.registry import create_backend
-from npu_server.seam import BackendOptions, Capabilities
+from npu_server.seam import BackendOptions
+from npu_wire.device import Capabilities
 from npu_wire.errors import InvalidInput, InvalidProfile
 from npu_wire.layer_map import INT8_MAX, INT8_MIN, Float32Array, Int8Array, TensorSpec
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from npu_server.seam import Fingerprint
+from npu_wire.device import Fingerprint
 
 
 class Verdict(enum.StrEnum):

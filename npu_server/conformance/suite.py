@@ -20,7 +20,8 @@ from npu_server.conformance.report import CheckResult, OperatorResult, Report, V
 from npu_server.conformance.targets import LocalTarget, Target
 from npu_server.conformance.trials import Trial, attempt
 from npu_server.conformance.wire import RemoteTarget
-from npu_server.seam import Backend, Capabilities
+from npu_server.seam import Backend
+from npu_wire.device import Capabilities
 from npu_wire.errors import InvalidInput
 
 Connect = Callable[[str], RemoteTarget]

@@ -5,7 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
-from npu_server.seam import Backend, Capabilities, Program, Ranges
+from npu_server.seam import Backend, Program, Ranges
+from npu_wire.device import Capabilities
 from npu_wire.errors import DeviceFault
 from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
 

@@ -9,8 +9,9 @@ from collections.abc import Collection, Iterator, Mapping
 import grpc
 import numpy as np
 
-from npu_server.seam import Capabilities, Fingerprint, Ranges
+from npu_server.seam import Ranges
 from npu_wire.channel import Security, open_channel, parse_endpoint, status_parts, token_metadata
+from npu_wire.device import Capabilities, capabilities_from_proto
 from npu_wire.errors import DeviceFault, InvalidInput, NpuError, from_status
 from npu_wire.layer_map import (
     Float32Array,
@@ -89,18 +90,7 @@ class RemoteTarget:
         except grpc.RpcError as error:
             code, class_name, details = status_parts(error)
             raise from_status(code, class_name, f"{self.endpoint}: {details}") from None
-        mark, abilities = answer.fingerprint, answer.capabilities
-        return Capabilities(
-            Fingerprint(
-                mark.backend, mark.vendor, mark.model, mark.firmware, mark.profile, mark.profile_hash
-            ),
-            tuple(abilities.operators),
-            abilities.max_batch,
-            abilities.deterministic,
-            abilities.concurrency,
-            abilities.location,
-            tuple(abilities.failed_kernels),
-        )
+        return capabilities_from_proto(answer.fingerprint, answer.capabilities)
 
 
 class RemoteSession:

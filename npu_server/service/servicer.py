@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 
 import grpc
 
-from npu_server.seam import Capabilities
 from npu_server.service.forward import ForwardStream, session_id_of
 from npu_server.service.quotas import Ledger
 from npu_server.service.requests import Requests
@@ -14,6 +13,7 @@ from npu_server.service.sessions import Limits, SessionTable
 from npu_server.service.stalls import StallWatch
 from npu_server.service.worker import DeviceWorker
 from npu_server.telemetry import Telemetry
+from npu_wire.device import Capabilities, capabilities_to_proto, fingerprint_to_proto
 from npu_wire.errors import InvalidInput, InvalidModel, QuotaExceeded
 from npu_wire.layer_map import layer_spec_to_proto, tensor_spec_to_proto
 from npu_wire.v1 import device_pb2, npu_pb2, npu_pb2_grpc, program_pb2
@@ -51,26 +51,10 @@ class NpuService(npu_pb2_grpc.NpuServiceServicer):
         self, request: npu_pb2.DescribeRequest, context: grpc.ServicerContext
     ) -> npu_pb2.DescribeResponse:
         """Tells what the device is, what it can do and what the quotas are."""
-        device = self._capabilities
-        mark = device.fingerprint
         limits = self._limits
         return npu_pb2.DescribeResponse(
-            fingerprint=device_pb2.Fingerprint(
-                backend=mark.backend,
-                vendor=mark.vendor,
-                model=mark.model,
-                firmware=mark.firmware,
-                profile=mark.profile,
-                profile_hash=mark.profile_hash,
-            ),
-            capabilities=device_pb2.Capabilities(
-                operators=device.operators,
-                max_batch=device.max_batch,
-                deterministic=device.deterministic,
-                concurrency=device.concurrency,
-                location=device.location,
-                failed_kernels=device.failed_kernels,
-            ),
+            fingerprint=fingerprint_to_proto(self._capabilities.fingerprint),
+            capabilities=capabilities_to_proto(self._capabilities),
             limits=device_pb2.Limits(
                 max_sessions=limits.max_sessions,
                 max_model_bytes=limits.max_model_bytes,

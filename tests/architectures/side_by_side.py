@@ -8,8 +8,9 @@ import numpy as np
 from npu_server.backends.emulator import EmulatorBackend
 from npu_server.backends.reference import ReferenceBackend
 from npu_server.seam import BackendOptions, Program, Ranges
+from npu_wire.device import Capabilities
 from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
-from trainer_client.npu.session import DeviceInfo, LayerTiming
+from trainer_client.npu.session import LayerTiming
 
 SHARED = frozenset(
     {
@@ -57,21 +58,9 @@ class SideBySideNpu:
         self.model, self.ranges = b"", dict[str, tuple[float, float]]()
 
     @property
-    def info(self) -> DeviceInfo:
+    def info(self) -> Capabilities:
         """What the emulator tells."""
-        told = self._told
-        print_ = told.fingerprint
-        return DeviceInfo(
-            print_.backend,
-            print_.vendor,
-            print_.model,
-            print_.firmware,
-            print_.profile,
-            print_.profile_hash,
-            told.operators,
-            told.max_batch,
-            told.location,
-        )
+        return self._told
 
     def compile(self, model: bytes, ranges: Ranges) -> "SideBySideSession":
         """Compiles for both."""

@@ -102,7 +102,10 @@ def assert_equal_weights(expected: dict[str, Tensor], actual: dict[str, Tensor])
 def test_reference_and_emulator_train_to_equal_bits(embedded: Connection) -> None:
     """Twenty steps through two server processes with different backends: every weight is bit-equal."""
     with trainer_client.connect(profile="acc16", backend="reference") as reference:
-        assert (reference.info.backend, embedded.info.backend) == ("reference", "emulator")
+        assert (reference.info.fingerprint.backend, embedded.info.fingerprint.backend) == (
+            "reference",
+            "emulator",
+        )
         assert reference.info.profile_hash == embedded.info.profile_hash
         assert_equal_weights(trained(prepared(reference)), trained(prepared(embedded)))
 

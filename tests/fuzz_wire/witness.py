@@ -12,9 +12,10 @@ from torch import Tensor, nn
 import trainer_client
 from npu_server.registry import create_backend
 from npu_server.seam import Backend, BackendOptions, Program
+from npu_wire.device import Capabilities
 from npu_wire.errors import NpuError, QuotaExceeded
 from npu_wire.layer_map import Float32Array, Int8Array, LayerMap, LayerSpec, MemoryLayout
-from trainer_client.npu.session import DeviceInfo, LayerTiming, Npu, PendingBatch, Ranges, Session
+from trainer_client.npu.session import LayerTiming, Npu, PendingBatch, Ranges, Session
 
 from .recordings import PROFILE
 
@@ -157,7 +158,7 @@ class CheckedNpu:
         self._tally = tally
 
     @property
-    def info(self) -> DeviceInfo:
+    def info(self) -> Capabilities:
         return self._remote.info
 
     def compile(self, model: bytes, ranges: Ranges) -> "CheckedSession":

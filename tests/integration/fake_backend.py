@@ -8,15 +8,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 import numpy as np
 
 from npu_server.app import RunningServer
-from npu_server.seam import (
-    BackendOptions,
-    Capabilities,
-    Fingerprint,
-    Health,
-    LayerTensor,
-    Program,
-    Ranges,
-)
+from npu_server.seam import BackendOptions, Health, LayerTensor, Program, Ranges
+from npu_wire.device import Capabilities, Fingerprint
 from npu_wire.errors import InvalidInput, InvalidModel, NpuError, UnsupportedModel
 from npu_wire.layer_map import Float32Array, Int8Array, LayerMap, LayerSpec, MemoryLayout, TensorSpec
 

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 
 from npu_server.backends.reference import ReferenceBackend
-from npu_server.seam import BackendOptions, Capabilities, Health, LayerTensor, Program, Ranges
+from npu_server.seam import BackendOptions, Health, LayerTensor, Program, Ranges
+from npu_wire.device import Capabilities
 from npu_wire.errors import InvalidInput, NpuError, UnsupportedModel
 from npu_wire.layer_map import Float32Array, Int8Array, LayerMap, LayerSpec
 

@@ -10,6 +10,7 @@ from embedded_backends import DEADLY_CODE, diary
 from fake_backend import FakeBackend, Spawn, expected
 from test_recovery import RANGES, kill
 
+from npu_wire.device import Capabilities, Fingerprint
 from npu_wire.errors import DeviceFault, InvalidInput
 from npu_wire.layer_map import (
     Float32Array,
@@ -21,7 +22,6 @@ from npu_wire.layer_map import (
 )
 from npu_wire.v1 import npu_pb2
 from trainer_client.npu.connection import Connection, connect
-from trainer_client.npu.session import DeviceInfo
 from trainer_client.npu.stream import RemoteSession
 from trainer_client.npu.transport import Description, Patience
 
@@ -131,7 +131,7 @@ class HangsUp:
         self.often = threading.Event()
 
     def describe(self, timeout_s: float, wait_for_ready: bool) -> Description:
-        return Description(DeviceInfo("", "", "", "", "", "hash", (), 64, ""), 4, 0)
+        return Description(Capabilities(Fingerprint("", "", "", "", "", "hash"), (), 64), 4, 0)
 
     def compile(self, model: bytes, ranges: object, timeout_s: float) -> npu_pb2.CompileResponse:
         self.compiled += 1

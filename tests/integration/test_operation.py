@@ -61,7 +61,7 @@ def test_reflection_lists_the_service(start: Start) -> None:
 def test_describe_tells_device_and_quotas(npu: Connection) -> None:
     """What the fake says of itself reaches the client."""
     info = npu.info
-    assert (info.backend, info.profile, info.profile_hash) == ("fake", "plus-one", "0" * 64)
+    assert (info.fingerprint.backend, info.profile, info.profile_hash) == ("fake", "plus-one", "0" * 64)
     assert (info.operators, info.max_batch, info.location) == (("Add",), 64, "cpu")
 
 
@@ -162,7 +162,7 @@ def test_mutual_tls(start: Start, certificates: Certificates) -> None:
     with connect(
         server.address, tls_ca=certificates.ca, tls_cert=certificates.cert, tls_key=certificates.key
     ) as npu:
-        assert npu.info.backend == "fake"
+        assert npu.info.fingerprint.backend == "fake"
     with pytest.raises(ServerUnavailable):
         connect(server.address, tls_ca=certificates.ca, timeout_s=0.5)
 

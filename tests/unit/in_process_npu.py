@@ -13,20 +13,12 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
-from npu_server.seam import (
-    Backend,
-    BackendOptions,
-    Capabilities,
-    Fingerprint,
-    Health,
-    LayerTensor,
-    Program,
-    Ranges,
-)
+from npu_server.seam import Backend, BackendOptions, Health, LayerTensor, Program, Ranges
+from npu_wire.device import Capabilities, Fingerprint
 from npu_wire.errors import InvalidInput, NonFiniteInput
 from npu_wire.layer_map import Float32Array, Int8Array, LayerMap, LayerSpec, MemoryLayout, TensorSpec
 from npu_wire.quantize import dequantize, quantize
-from trainer_client.npu.session import DeviceInfo, LayerTiming
+from trainer_client.npu.session import LayerTiming
 
 _LAYER_ENDS = ("Relu", "Clip", "Add", "ReduceMean", "Gemm")
 
@@ -39,20 +31,8 @@ class InProcessNpu:
         self.sessions: list[InProcessSession] = []
 
     @property
-    def info(self) -> DeviceInfo:
-        told = self._backend.open()
-        print_ = told.fingerprint
-        return DeviceInfo(
-            print_.backend,
-            print_.vendor,
-            print_.model,
-            print_.firmware,
-            print_.profile,
-            print_.profile_hash,
-            told.operators,
-            told.max_batch,
-            told.location,
-        )
+    def info(self) -> Capabilities:
+        return self._backend.open()
 
     def compile(self, model: bytes, ranges: Ranges) -> "InProcessSession":
         self.sessions.append(InProcessSession(self._backend.compile(model, ranges)))

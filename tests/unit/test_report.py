@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from npu_wire.device import Capabilities, Fingerprint
 from trainer_client.commands.charts import sqnr_by_layer
 from trainer_client.commands.report import verdict, write_report
 from trainer_client.commands.results import FP32, NPU, PTQ, TORCHAO, Cell, Results
-from trainer_client.npu.session import DeviceInfo
 
 RECIPE = {"steps": 5, "batch_size": 8, "lr": 0.001, "kind": "adam-cosine", "weight_decay": 0.0}
 SETUP = {
@@ -26,7 +26,7 @@ SETUP = {
 
 def results(ours: float = 98.0) -> Results:
     """A finished comparison on one NPU."""
-    npu = DeviceInfo("emulator", "v", "m", "1", "acc16", "aa", ("Conv",), 64, "cpu")
+    npu = Capabilities(Fingerprint("emulator", "v", "m", "1", "acc16", "aa"), ("Conv",), 64)
     cells = []
     for seed in (0, 1):
         cells += [

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from npu_wire.device import Capabilities, Fingerprint
 from npu_wire.errors import InvalidInput
 from trainer_client.commands.results import (
     FP32,
@@ -14,12 +15,11 @@ from trainer_client.commands.results import (
     load_results,
     summarize,
 )
-from trainer_client.npu.session import DeviceInfo
 
 
-def device(profile: str, profile_hash: str = "aa") -> DeviceInfo:
+def device(profile: str, profile_hash: str = "aa") -> Capabilities:
     """An NPU."""
-    return DeviceInfo("emulator", "v", "m", "1", profile, profile_hash, ("Conv",), 64, "cpu")
+    return Capabilities(Fingerprint("emulator", "v", "m", "1", profile, profile_hash), ("Conv",), 64)
 
 
 def results() -> Results:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from npu_wire.device import Capabilities
 from npu_wire.errors import InvalidInput
 from trainer_client.commands.baselines import TorchaoResult, join_ranges, train_torchao
 from trainer_client.commands.data import Dataset
@@ -33,7 +34,7 @@ from trainer_client.commands.results import (
     versions,
 )
 from trainer_client.commands.trainer import OnStep, Recipe, accuracy, batches, fit, save_atomically
-from trainer_client.npu.session import DeviceInfo, Npu
+from trainer_client.npu.session import Npu
 from trainer_client.qat.calibrate import Range, observe
 from trainer_client.qat.capture import capture
 from trainer_client.qat.module import QatModule
@@ -145,7 +146,7 @@ class _Laboratory:
         self._store.save(cell, device)
         return cell
 
-    def _measure(self, method: str, seed: int, npu: Npu, device: DeviceInfo, trace: Trace | None) -> Cell:
+    def _measure(self, method: str, seed: int, npu: Npu, device: Capabilities, trace: Trace | None) -> Cell:
         cell = Cell(method, seed, 0.0, 0.0, device.profile, device.profile_hash)
         if method == TORCHAO:
             learned = self._torchao(seed)

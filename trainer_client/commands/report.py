@@ -133,9 +133,9 @@ def _npus(results: Results) -> str:
     rows = [
         [
             npu.profile,
-            npu.backend,
-            f"{npu.vendor} {npu.model}",
-            npu.firmware,
+            npu.fingerprint.backend,
+            f"{npu.fingerprint.vendor} {npu.fingerprint.model}",
+            npu.fingerprint.firmware,
             npu.location,
             npu.profile_hash[:16],
         ]

@@ -12,8 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from npu_wire.device import Capabilities, Fingerprint
 from npu_wire.errors import InvalidInput
-from trainer_client.npu.session import DeviceInfo
 
 FP32, PTQ, TORCHAO, NPU = "fp32", "ptq", "torchao", "npu"
 METHODS = {
@@ -75,7 +75,7 @@ class Results:
     """
 
     setup: Mapping[str, Any]
-    npus: tuple[DeviceInfo, ...]
+    npus: tuple[Capabilities, ...]
     cells: tuple[Cell, ...]
     command: str = ""
 
@@ -123,13 +123,18 @@ def load_results(directory: Path) -> Results:
     path = directory / RESULTS_FILE
     try:
         document = json.loads(path.read_text())
-        npus = tuple(DeviceInfo(**{**n, "operators": tuple(n["operators"])}) for n in document["npus"])
+        npus = tuple(_capabilities(npu) for npu in document["npus"])
         cells = tuple(Cell(**cell) for cell in document["cells"])
         return Results(document["setup"], npus, cells, document["command"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidInput(
             f"cannot read {path}: {error!r}; give the folder that `npu-trainer compare --out` wrote"
         ) from error
+
+
+def _capabilities(document: Mapping[str, Any]) -> Capabilities:
+    lists = {name: tuple(document[name]) for name in ("operators", "failed_kernels")}
+    return Capabilities(**{**document, **lists, "fingerprint": Fingerprint(**document["fingerprint"])})
 
 
 class CellStore:
@@ -139,21 +144,22 @@ class CellStore:
         self._directory = directory / "cells"
         self._setup = setup
 
-    def key(self, method: str, seed: int, npu: DeviceInfo | None = None) -> str:
+    def key(self, method: str, seed: int, npu: Capabilities | None = None) -> str:
         """Hash of the setup, method, seed and NPU: equal keys, equal numbers."""
-        device = [npu.backend, npu.firmware, npu.profile, npu.profile_hash] if npu else []
+        mark = npu.fingerprint if npu else None
+        device = [mark.backend, mark.firmware, mark.profile, mark.profile_hash] if mark else []
         return digest({"setup": self._setup, "method": method, "seed": seed, "npu": device})
 
-    def load(self, method: str, seed: int, npu: DeviceInfo | None) -> Cell | None:
+    def load(self, method: str, seed: int, npu: Capabilities | None) -> Cell | None:
         """The finished cell, or None."""
         path = self._path(method, seed, npu)
         return Cell(**json.loads(path.read_text())) if path.exists() else None
 
-    def save(self, cell: Cell, npu: DeviceInfo | None) -> None:
+    def save(self, cell: Cell, npu: Capabilities | None) -> None:
         """Writes a cell, whole or not at all."""
         write_json_atomically(dataclasses.asdict(cell), self._path(cell.method, cell.seed, npu))
 
-    def _path(self, method: str, seed: int, npu: DeviceInfo | None) -> Path:
+    def _path(self, method: str, seed: int, npu: Capabilities | None) -> Path:
         return self._directory / f"{method}-seed{seed}-{self.key(method, seed, npu)}.json"
 
 

@@ -7,10 +7,11 @@ from types import TracebackType
 from typing import Self
 
 from npu_wire.channel import Security, parse_endpoint
+from npu_wire.device import Capabilities
 from npu_wire.errors import InvalidInput, ServerUnavailable, Timeout
 from trainer_client.npu.embedded import EmbeddedServer
 from trainer_client.npu.lifetime import Belongings, HeldSession
-from trainer_client.npu.session import DeviceInfo, Ranges
+from trainer_client.npu.session import Ranges
 from trainer_client.npu.stream import RemoteSession
 from trainer_client.npu.transport import Description, Patience, Transport
 
@@ -45,7 +46,7 @@ class Connection:
         self._belongings.when_unreferenced(self, self._belongings.close)
 
     @property
-    def info(self) -> DeviceInfo:
+    def info(self) -> Capabilities:
         """What the NPU is.
 
         Raises:
@@ -74,7 +75,12 @@ class Connection:
             raise ServerUnavailable("the connection is closed; connect again")
         belongings.settle()
         stream = RemoteSession(
-            self._transport, belongings.revive, self._info.profile_hash, model, ranges, self._patience
+            self._transport,
+            belongings.revive,
+            self._info.profile_hash,
+            model,
+            ranges,
+            self._patience,
         )
         belongings.add(stream)
         return HeldSession(stream, belongings, self)

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from npu_wire.device import Capabilities
 from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -75,39 +76,12 @@ class Session(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class DeviceInfo:
-    """What an NPU is.
-
-    Attributes:
-        backend: name of the backend that answers.
-        vendor: vendor of the chip or runtime.
-        model: model of the chip or runtime.
-        firmware: version of firmware, runtime or emulator.
-        profile: name of the numerics profile.
-        profile_hash: SHA-256 of the canonical profile; equal hash, equal bits.
-        operators: ONNX operators that it compiles.
-        max_batch: largest batch.
-        location: where it computes.
-    """
-
-    backend: str
-    vendor: str
-    model: str
-    firmware: str
-    profile: str
-    profile_hash: str
-    operators: tuple[str, ...]
-    max_batch: int
-    location: str
-
-
 class Npu(Protocol):
     """An NPU that models can be compiled for; what `trainer_client.connect` returns."""
 
     @property
-    def info(self) -> DeviceInfo:
-        """What it is."""
+    def info(self) -> Capabilities:
+        """What it is and can do."""
         ...
 
     def compile(self, model: bytes, ranges: Ranges) -> Session:

@@ -8,10 +8,11 @@ from typing import Any
 import grpc
 
 from npu_wire.channel import Endpoint, Security, error_of, open_channel, token_metadata
+from npu_wire.device import Capabilities, capabilities_from_proto
 from npu_wire.errors import NpuError
 from npu_wire.tensors import split_bytes
 from npu_wire.v1 import npu_pb2, npu_pb2_grpc, program_pb2
-from trainer_client.npu.session import DeviceInfo, Ranges
+from trainer_client.npu.session import Ranges
 
 _CLOCK_SAMPLES = 8
 _RELEASE_TIMEOUT_S = 2.0
@@ -42,7 +43,7 @@ class Description:
         clock_offset_ns: server's monotonic clock minus ours.
     """
 
-    info: DeviceInfo
+    info: Capabilities
     max_in_flight: int
     clock_offset_ns: int
 
@@ -87,7 +88,11 @@ class Transport:
             round_trip_ns = time.monotonic_ns() - begin
             if sample == 0 or round_trip_ns < best_ns:
                 best_ns, offset_ns = round_trip_ns, answer.server_time_ns - begin - round_trip_ns // 2
-        return Description(_device_info(answer), answer.limits.max_in_flight, offset_ns)
+        return Description(
+            capabilities_from_proto(answer.fingerprint, answer.capabilities),
+            answer.limits.max_in_flight,
+            offset_ns,
+        )
 
     def compile(self, model: bytes, ranges: Ranges, timeout_s: float) -> npu_pb2.CompileResponse:
         """Opens a session.
@@ -136,18 +141,3 @@ class Transport:
     def close(self) -> None:
         """Closes the channel."""
         self._channel.close()
-
-
-def _device_info(answer: npu_pb2.DescribeResponse) -> DeviceInfo:
-    mark, abilities = answer.fingerprint, answer.capabilities
-    return DeviceInfo(
-        backend=mark.backend,
-        vendor=mark.vendor,
-        model=mark.model,
-        firmware=mark.firmware,
-        profile=mark.profile,
-        profile_hash=mark.profile_hash,
-        operators=tuple(abilities.operators),
-        max_batch=abilities.max_batch,
-        location=abilities.location,
-    )

@@ -11,15 +11,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from npu_wire.device import Capabilities
 from npu_wire.errors import InvalidInput
-from trainer_client.npu.session import DeviceInfo
 from trainer_client.qat.calibrate import Range
 
 _OWN = "npu."
 _RANGE, _PROFILE, _HASH = "npu.range.", "npu.profile", "npu.profile_hash"
 
 
-def to_tensors(ranges: Mapping[str, Range], info: DeviceInfo) -> dict[str, Tensor]:
+def to_tensors(ranges: Mapping[str, Range], info: Capabilities) -> dict[str, Tensor]:
     """The entries of a state dict.
 
     Args:
@@ -32,7 +32,7 @@ def to_tensors(ranges: Mapping[str, Range], info: DeviceInfo) -> dict[str, Tenso
 
 
 def take_ranges(
-    state: Mapping[str, Tensor], prefix: str, info: DeviceInfo
+    state: Mapping[str, Tensor], prefix: str, info: Capabilities
 ) -> tuple[dict[str, Range] | None, frozenset[str]]:
     """Reads what `to_tensors` wrote, and warns if it was trained with another arithmetic.
 

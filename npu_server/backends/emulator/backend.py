@@ -10,7 +10,8 @@ from npu_server.backends.emulator.tables import compile_tables
 from npu_server.compile.reading.operators import operators_of
 from npu_server.execution.program import compile_program
 from npu_server.numerics.profile import load_profile
-from npu_server.seam import BackendOptions, Capabilities, Fingerprint, Health, Program, Ranges
+from npu_server.seam import BackendOptions, Health, Program, Ranges
+from npu_wire.device import Capabilities, Fingerprint
 from npu_wire.errors import DeviceFault, InvalidInput
 
 MAX_BATCH = 1024
