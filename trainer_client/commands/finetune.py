@@ -87,11 +87,7 @@ def train(
     finally:
         qat.close()
     state = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    deployed = {
-        "profile": npu.info.profile,
-        "profile_hash": npu.info.profile_hash,
-        "ranges": ranges,
-    }
+    deployed = {"profile": npu.info.profile, "profile_hash": npu.info.profile_hash, "ranges": ranges}
     # One key only: safetensors writes several in random order, and equal runs shall give equal files.
     save_file(state, out / WEIGHTS_FILE, {"npu": json.dumps(deployed)})
     digest = hashlib.sha256((out / WEIGHTS_FILE).read_bytes())

@@ -75,12 +75,7 @@ class Connection:
             raise ServerUnavailable("the connection is closed; connect again")
         belongings.settle()
         stream = RemoteSession(
-            self._transport,
-            belongings.revive,
-            self._info.profile_hash,
-            model,
-            ranges,
-            self._patience,
+            self._transport, belongings.revive, self._info.profile_hash, model, ranges, self._patience
         )
         belongings.add(stream)
         return HeldSession(stream, belongings, self)
