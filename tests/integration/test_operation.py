@@ -21,10 +21,12 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from npu_server.app import SERVICE_NAME, serve
 from npu_server.config import ServeConfig
 from npu_server.seam import BackendOptions
+from npu_wire.channel import Security, parse_endpoint
 from npu_wire.errors import InvalidInput, ServerUnavailable, Unauthenticated
 from npu_wire.layer_map import Int8Array
 from npu_wire.v1 import npu_pb2, npu_pb2_grpc
 from trainer_client.npu.connection import Connection, connect
+from trainer_client.npu.transport import Transport
 
 RANGES = {"t0": (-1.0, 1.0)}
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -321,3 +323,14 @@ def test_describe_over_the_wire(start: Start, token_file: Path) -> None:
     refused = subprocess.run(command[:-2], capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: ")
+
+
+def test_calls_on_a_closed_channel_are_an_error_of_ours(start: Start) -> None:
+    """A thread that looks for its server while another closes the connection hears one of our errors."""
+    transport = Transport(parse_endpoint(start(FakeBackend(BackendOptions())).address), Security())
+    transport.close()
+    with pytest.raises(ServerUnavailable, match="is closed; connect again"):
+        transport.describe(1.0, wait_for_ready=False)
+    with pytest.raises(ServerUnavailable, match="is closed; connect again"):
+        transport.compile(b"model", {}, 1.0)
+    transport.release("a session")  # says nothing: its lease ends it

@@ -50,6 +50,9 @@ def test_a_cancelled_compile_leaves_no_session(start: Start, slow: SlowCompiler)
     cancelled = raw.stub.Compile.future(compile_requests(b"slow"))
     assert slow.compiling.acquire(timeout=TIMEOUT_S)
     cancelled.cancel()
+    raw.stub.Describe(
+        npu_pb2.DescribeRequest()
+    )  # on the same connection: the server has seen what came before
     slow.compiled.set()
     wait_until(lambda: slow.calls.count("program closed") == 1)
     raw.compile()

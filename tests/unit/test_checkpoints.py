@@ -67,8 +67,8 @@ def test_a_checkpoint_of_another_npu_is_loaded_with_a_warning(monkeypatch: pytes
         warnings.simplefilter("error")
         other.load_state_dict(state)
     own = npu.info
-    other = replace(own.fingerprint, profile="acc16", profile_hash="5" * 64)
-    monkeypatch.setattr(InProcessNpu, "info", property(lambda _: replace(own, fingerprint=other)))
+    acc16 = replace(own.fingerprint, profile="acc16", profile_hash="5" * 64)
+    monkeypatch.setattr(InProcessNpu, "info", property(lambda _: replace(own, fingerprint=acc16)))
     with pytest.warns(UserWarning, match=r"profile 'float' \(hash .* connected to 'acc16' \(hash 555"):
         other.load_state_dict(state)
 

@@ -1,5 +1,6 @@
 """Calls of the NPU service over one channel, with numpy-side types and this product's errors."""
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import grpc
 
 from npu_wire.channel import Endpoint, Security, error_of, open_channel, token_metadata
 from npu_wire.device import Capabilities, capabilities_from_proto
-from npu_wire.errors import NpuError
+from npu_wire.errors import NpuError, ServerUnavailable
 from npu_wire.tensors import split_bytes
 from npu_wire.v1 import npu_pb2, npu_pb2_grpc, program_pb2
 from trainer_client.npu.session import Ranges
@@ -76,15 +77,13 @@ class Transport:
         best_ns, offset_ns = 0, 0
         for sample in range(_CLOCK_SAMPLES):
             begin = time.monotonic_ns()
-            try:
+            with self._translated():
                 answer = self._stub.Describe(
                     npu_pb2.DescribeRequest(),
                     timeout=timeout_s,
                     metadata=self._metadata,
                     wait_for_ready=wait_for_ready,
                 )
-            except grpc.RpcError as error:
-                raise self.translate(error) from None
             round_trip_ns = time.monotonic_ns() - begin
             if sample == 0 or round_trip_ns < best_ns:
                 best_ns, offset_ns = round_trip_ns, answer.server_time_ns - begin - round_trip_ns // 2
@@ -111,28 +110,34 @@ class Transport:
             for data in split_bytes(model):
                 yield npu_pb2.CompileRequest(model_chunk=data)
 
-        try:
+        with self._translated():
             answer: npu_pb2.CompileResponse = self._stub.Compile(
                 requests(), timeout=timeout_s, metadata=self._metadata
             )
-        except grpc.RpcError as error:
-            raise self.translate(error) from None
         return answer
 
     def forward(self, requests: Iterator[npu_pb2.ForwardRequest]) -> Any:
         """Opens a Forward stream: a call object that iterates over responses and can be cancelled."""
-        return self._stub.Forward(requests, metadata=self._metadata)
+        with self._translated():
+            return self._stub.Forward(requests, metadata=self._metadata)
 
     def release(self, session_id: str) -> None:
         """Ends a session as far as the server can be reached."""
-        try:
+        with contextlib.suppress(NpuError), self._translated():  # its lease ends it
             self._stub.Release(
                 npu_pb2.ReleaseRequest(session_id=session_id),
                 timeout=_RELEASE_TIMEOUT_S,
                 metadata=self._metadata,
             )
-        except grpc.RpcError:
-            return  # its lease ends it
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise self.translate(error) from None
+        except ValueError:  # gRPC's answer when another thread has closed the channel meanwhile
+            raise ServerUnavailable(f"the connection to {self.address} is closed; connect again") from None
 
     def translate(self, error: grpc.RpcError) -> NpuError:
         """The error that a failed call stands for."""
