@@ -1,5 +1,6 @@
 """The reference backend: the arithmetic of a profile, written to be read. It is the specification."""
 
+import functools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -10,6 +11,7 @@ from npu_server.compile.graph import (
     Clamp,
     Concat,
     Conv,
+    Extreme,
     Gemm,
     HostFloat,
     Interpolate,
@@ -24,6 +26,7 @@ from npu_server.compile.graph import (
     Rearrange,
     Reshape,
     Select,
+    Smallest,
     Sub,
     Sum,
 )
@@ -32,7 +35,7 @@ from npu_server.compile.planning.weights import Prepared
 from npu_server.compile.reading.operators import operators_of
 from npu_server.execution import moving
 from npu_server.execution.host import compute_on_host
-from npu_server.execution.pairs import combine, in_order, multiply_and_saturate
+from npu_server.execution.pairs import combine, in_order, multiply_and_saturate, quantizations
 from npu_server.execution.program import compile_program
 from npu_server.execution.sliding import average_windows, positions
 from npu_server.numerics import elementwise
@@ -134,11 +137,17 @@ class ReferenceKernels:
                 products = _convolution_products(_centred(layer, image), prepared, kernel, self._every_mac)
                 return self._finish(products, layer, prepared, axis=1)
             case Gemm():
-                products = _matrix_products(_centred(layer, x), prepared, self._every_mac)
-                return self._finish(products, layer, prepared, axis=x.ndim - 1)
+                rows = np.moveaxis(_centred(layer, x), kernel.axis, -1)
+                products = _matrix_products(rows, prepared, self._every_mac)
+                return np.moveaxis(self._finish(products, layer, prepared, axis=x.ndim - 1), -1, kernel.axis)
             case MatMul():
                 assert prepared.multiplier is not None
-                rows, columns = _centred(layer, x), _centred(layer, inputs[1], 1)
+                constant = None if prepared.operand is None else prepared.operand.codes
+                factors = in_order(kernel, inputs, constant)
+                rows, columns = (
+                    codes.astype(np.int64) - source.zero_point
+                    for codes, source in zip(factors, quantizations(layer, kernel, prepared), strict=True)
+                )
                 rule = profile.accumulator
                 if self._every_mac:
                     held = multiply_and_saturate(rows, columns, rule)
@@ -160,6 +169,11 @@ class ReferenceKernels:
                     parts.insert(position, np.broadcast_to(codes, (len(x), *codes.shape[1:])))
                 joined: Int8Array = np.concatenate(parts, axis=kernel.axis)
                 return joined
+            case Extreme():
+                parts = [t[v.astype(np.int64) + 128] for t, v in zip(prepared.tables, inputs, strict=True)]
+                choose = np.maximum if kernel.largest else np.minimum
+                chosen: Int8Array = functools.reduce(choose, [*parts, *prepared.joined])
+                return chosen
             case MaxPool():
                 largest: Int8Array = np.stack(list(positions(_image(x), kernel.window, INT8_MIN))).max(axis=0)
                 return largest
@@ -176,6 +190,9 @@ class ReferenceKernels:
             case Largest():
                 highest: Int8Array = x.max(axis=kernel.axes)
                 return highest
+            case Smallest():
+                lowest: Int8Array = x.min(axis=kernel.axes)
+                return lowest
             case Pad():
                 return np.pad(x, ((0, 0), *kernel.pads), constant_values=out.zero_point)
             case Reshape():
@@ -210,9 +227,9 @@ def _image(x: Int8Array) -> Int8Array:
     return x if x.ndim == 4 else x.reshape(*x.shape[:2], 1, -1)
 
 
-def _centred(layer: Layer, x: Int8Array, index: int = 0) -> Int64Array:
+def _centred(layer: Layer, x: Int8Array) -> Int64Array:
     """Codes minus zero point, so that 0 stands for real 0 and padding is 0."""
-    return x.astype(np.int64) - layer.sources[index].zero_point
+    return x.astype(np.int64) - layer.sources[0].zero_point
 
 
 def _convolution_products(

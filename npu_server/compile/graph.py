@@ -1,7 +1,8 @@
 """The compiler's own view of a network: operations on activations, with every constant known by name."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from npu_server.compile.operands import Affine as Affine
 from npu_server.compile.operands import Operand as Operand
@@ -34,21 +35,31 @@ class Conv:
 
 @dataclass(frozen=True)
 class Gemm:
-    """Matrix product over the last axis; weights (out, in)."""
+    """Matrix product over one axis, which holds the outputs then; weights (out, in).
+
+    Attributes:
+        weights: where they come from.
+        axis: counted from the end, so that -1 is the last one; a matrix on the left works on -2.
+    """
 
     weights: Weights
+    axis: int = -1
 
 
 @dataclass(frozen=True)
 class MatMul:
-    """Matrix product of two activations over their last axes; the axes before broadcast.
+    """Matrix product over the last axes of two activations, or of one and a constant; axes before broadcast.
 
     Attributes:
         factors: what the product is multiplied by or divided by, folded into its multiplier: positive numbers
             that are not trained.
+        operand: the constant; one matrix for all is a `Gemm`.
+        constant_first: it is the left one.
     """
 
     factors: tuple[Affine, ...] = ()
+    operand: Operand | None = None
+    constant_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,18 @@ class Mul:
     divides: bool = False
 
 
+def beside_constant(kind: str, operand: Operand) -> Add | Sub | Mul:
+    """The operator of an activation and a constant that an `Affine` of some kind stands for."""
+    operators: dict[str, Add | Sub | Mul] = {
+        "add": Add(operand),
+        "sub": Sub(operand),
+        "rsub": Sub(operand, constant_first=True),
+        "mul": Mul(operand),
+        "div": Mul(operand, divides=True),
+    }
+    return operators[kind]
+
+
 @dataclass(frozen=True)
 class Concat:
     """Tensors side by side; axis counts the batch as 0.
@@ -85,6 +108,19 @@ class Concat:
 
     axis: int
     constants: tuple[tuple[int, Operand], ...] = ()
+
+
+@dataclass(frozen=True)
+class Extreme:
+    """Largest or smallest of several tensors that broadcast; each comes to the output's scale as in Concat.
+
+    Attributes:
+        largest: Max instead of Min.
+        constants: what stands beside the activations.
+    """
+
+    largest: bool
+    constants: tuple[Operand, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,6 +155,13 @@ class Sum:
 @dataclass(frozen=True)
 class Largest:
     """Largest code over axes (batch = 0)."""
+
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Smallest:
+    """Smallest code over axes (batch = 0)."""
 
     axes: tuple[int, ...]
 
@@ -209,10 +252,30 @@ class HostFloat:
 
 @dataclass(frozen=True)
 class Clamp:
-    """min(max(x, low), high) in real numbers."""
+    """min(max(x, low), high) in real numbers.
+
+    Attributes:
+        low: the bound as compiled.
+        high: likewise.
+        low_name: of the constant that it comes from, where that may change (a trained bound: PACT).
+        high_name: likewise.
+    """
 
     low: float = -math.inf
     high: float = math.inf
+    low_name: str | None = None
+    high_name: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the constants that it follows."""
+        return tuple(name for name in (self.low_name, self.high_name) if name is not None)
+
+    def now(self, number: Callable[[str], float]) -> "Clamp":
+        """The same with the values of now; where they cross, the upper one counts."""
+        high = self.high if self.high_name is None else number(self.high_name)
+        low = self.low if self.low_name is None else number(self.low_name)
+        return replace(self, low=min(low, high), high=high)
 
 
 @dataclass(frozen=True)
@@ -244,11 +307,13 @@ Kernel = (
     | Sub
     | Mul
     | Concat
+    | Extreme
     | MaxPool
     | AveragePool
     | Mean
     | Sum
     | Largest
+    | Smallest
     | Reshape
     | Rearrange
     | Select

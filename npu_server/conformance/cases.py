@@ -97,6 +97,10 @@ def _weighted() -> Iterator[Case]:
     yield single("Gemm", "alpha and beta", (24,), ((10, 24), (10,)), transB=1, alpha=0.5, beta=2.0)
     yield single("MatMul", "matrix", (24,), ((24, 10),))
     yield single("MatMul", "sequence", _SEQUENCE, ((12, 7),))
+    yield single("MatMul", "a matrix a head", (2, 5, 12), ((2, 12, 7),))
+    left = (helper.make_node("MatMul", ["matrix", INPUT], [OUTPUT], "node_under_test_MatMul"),)
+    matrix: dict[str, Array] = {"matrix": weights(np.random.default_rng(3), (4, 5))}
+    yield Case("MatMul", "matrix on the left", left, _SEQUENCE, matrix)
     yield single(
         "PRelu", "slope a channel", _IMAGE, (np.linspace(-0.2, 0.4, 6).astype(np.float32).reshape(6, 1, 1),)
     )
@@ -122,6 +126,8 @@ def _pairs() -> Iterator[Case]:
     yield _pair("Concat", "channels", 3, axis=1)
     yield _pair("Concat", "height", 6, axis=2)
     yield _pair("Max", "two activations", 6)
+    yield _pair("Max", "broadcast", 1)
+    yield _pair("Min", "two activations", 6)
     yield _pair("MatMul", "two activations", 6, square=True)
 
 
@@ -152,6 +158,8 @@ def _constant_operands() -> Iterator[Case]:
     rows = np.linspace(-1.0, 1.0, 9).astype(np.float32).reshape(1, 1, 9, 1)
     for op in ("Add", "Mul"):
         yield single(op, "one number a row", _IMAGE, (rows,))
+        yield single(op, "stretched to rows", (6, 1, 8), (rows,))
+    yield single("Max", "one number a row", _IMAGE, (rows,))
 
 
 def _functions() -> Iterator[Case]:

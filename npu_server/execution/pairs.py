@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from npu_server.compile.graph import Add, Mul, Sub
+from npu_server.compile.graph import Add, MatMul, Mul, Sub
 from npu_server.compile.planning.lowering import Layer
 from npu_server.compile.planning.weights import Prepared
 from npu_server.numerics import elementwise
@@ -16,18 +16,19 @@ from npu_server.numerics.scales import Int64Array, Quantization
 from npu_wire.layer_map import Int8Array
 
 Pairwise = Add | Sub | Mul
+TwoOperands = Pairwise | MatMul
 Tensor = TypeVar("Tensor")
 
 
-def in_order(kernel: Pairwise, activations: Sequence[Tensor], constant: Tensor | None) -> list[Tensor]:
+def in_order(kernel: TwoOperands, activations: Sequence[Tensor], constant: Tensor | None) -> list[Tensor]:
     """The two operands, the constant in its place."""
     if constant is None:
         return list(activations)
-    first = isinstance(kernel, Sub) and kernel.constant_first
+    first = isinstance(kernel, Sub | MatMul) and kernel.constant_first
     return [constant, activations[0]] if first else [activations[0], constant]
 
 
-def quantizations(layer: Layer, kernel: Pairwise, prepared: Prepared) -> list[Quantization]:
+def quantizations(layer: Layer, kernel: TwoOperands, prepared: Prepared) -> list[Quantization]:
     """Those of the two operands."""
     constant = None if prepared.operand is None else prepared.operand.quantization
     return in_order(kernel, layer.sources, constant)

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from npu_server.compile.planning.fusion import fuse
-from npu_server.compile.planning.lowering import Layer, Plan, lower
+from npu_server.compile.planning.lowering import Layer, Plan, lower, with_bounds_of_now
 from npu_server.compile.planning.weights import Prepared, prepare
 from npu_server.compile.reading.constants import Constants
 from npu_server.compile.reading.model import read_model
@@ -139,7 +139,7 @@ class CompiledProgram:
 
     def _execute(self, i: int, packed: Any, inputs: list[Any]) -> Generator[None, None, Any]:
         """One layer; where it is much work, some samples at a time, with a pause in between."""
-        layer, samples, at_once = self._plan.layers[i], len(inputs[0]), self._at_once[i]
+        (layer, packed), samples, at_once = packed, len(inputs[0]), self._at_once[i]
         if samples <= at_once:
             return self._kernels.execute(layer, packed, inputs)
         parts: list[Any] = []
@@ -153,8 +153,9 @@ class CompiledProgram:
         """Frees weights; idempotent."""
         self._packed = []
 
-    def _pack(self, layer: Layer, constants: Constants) -> Any:
-        return self._kernels.pack(layer, prepare(layer, constants, self._profile))
+    def _pack(self, layer: Layer, constants: Constants) -> tuple[Layer, Any]:
+        layer = with_bounds_of_now(layer, constants, self._profile)
+        return layer, self._kernels.pack(layer, prepare(layer, constants, self._profile))
 
     def _check(self, name: str, array: Float32Array) -> None:
         if name not in self._parameters:

@@ -30,8 +30,10 @@ def _products(layer: Layer, shape: tuple[int, ...]) -> int:
     match layer.kernel:
         case Conv() as conv:
             return math.prod(conv.window.kernel) * shape[0] // conv.groups
-        case Gemm() | MatMul():
-            return shape[-1]
+        case Gemm() as gemm:
+            return shape[gemm.axis]
+        case MatMul() as product:
+            return shape[-2 if product.constant_first else -1]
         case MaxPool() | AveragePool() as pool:
             return math.prod(pool.window.kernel) * _PER_CODE
     return 0

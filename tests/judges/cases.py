@@ -215,8 +215,8 @@ def _operand(draw: _Draw, name: str, out: int, channels: int) -> tuple[list, dic
     return [node], {f"w_{name}": np.ones((out, channels, 1, 1), np.float32)}
 
 
-def _pair(draw: _Draw, op: str) -> Case:
-    """Two operands of one shape, or of two that broadcast."""
+def _pair(draw: _Draw, op: str, activated: float = 0.3) -> Case:
+    """Two operands of one shape, or of two that broadcast; how often an activation follows."""
     shape = draw.image(channels=9)
     a, b = draw.scale(), draw.scale()
     y = draw.near(a.scale * b.scale * 64 if op == "Mul" else max(a.scale, b.scale))
@@ -229,7 +229,7 @@ def _pair(draw: _Draw, op: str) -> Case:
         axes = np.array([2, 3] if kind == "one pixel" else [2])
         more.append(helper.make_node("ReduceMean", ["b0", "axes"], ["b"], "mean", keepdims=1))
         extra["axes"] = axes
-    activation, name, bounds = _activated(draw, op, y) if draw.chance(0.3) else ([], "y", {})
+    activation, name, bounds = _activated(draw, op, y) if draw.chance(activated) else ([], "y", {})
     order = ["b", "a"] if draw.chance(0.5) else ["a", "b"]
     nodes = [*nodes, *more, helper.make_node(op, order, [name], "pair"), *activation]
     named = {"x": Scale(1.0, 0), "a": a, "b": b, "b0": b, "y": y, "c": y}
@@ -350,6 +350,7 @@ DRAWS: dict[str, Callable[[_Draw], Case]] = {
     "add": lambda d: _pair(d, "Add"),
     "sub": lambda d: _pair(d, "Sub"),
     "mul": lambda d: _pair(d, "Mul"),
+    "max and min": lambda d: _pair(d, str(d.rng.choice(["Max", "Min"])), activated=0),
     "product of activations": _product,
     "concat": _concatenation,
     "constant operands": _with_constant,

@@ -16,6 +16,7 @@ _BY_KERNEL: dict[type, str] = {
     g.AveragePool: "average pool",
     g.Clamp: "relu",
     g.Concat: "concat",
+    g.Extreme: "max and min",
     g.Gemm: "fully connected",
     g.HostFloat: "host float",
     g.Interpolate: "resize bilinear",
@@ -39,7 +40,8 @@ def operator_of(judged: JudgedLayer) -> str:
     if isinstance(kernel, g.Lut):
         alone = kernel.steps[0].kernel if len(kernel.steps) == 1 else None
         return _BY_FUNCTION.get(getattr(alone, "name", ""), "other functions")
-    if getattr(kernel, "operand", None) or getattr(kernel, "constants", None):
+    with_constants = isinstance(kernel, g.Add | g.Sub | g.Mul) and kernel.operand is not None
+    if with_constants or (isinstance(kernel, g.Concat) and kernel.constants):
         return "constant operands"
     if isinstance(kernel, g.Select) and kernel.op == "Resize":
         return "resize nearest"
@@ -114,6 +116,10 @@ CONDITIONS: dict[str, Condition] = {
     "concat: operands whose element count is no multiple of 16": _no_multiple_of_16(g.Concat),
     "concat: operands' scales outside of [2^-8, 2^7) output scales": _ratios_outside(g.Concat, 2**-8, 2**7),
     "hard swish: input scales below 2^-9 output scales": _hard_swish_of_small_scales,
+    "max and min: operands whose element count is no multiple of 16": _no_multiple_of_16(g.Extreme),
+    "max and min: operands' scales outside of [2^-8, 2^7) output scales": _ratios_outside(
+        g.Extreme, 2**-8, 2**7
+    ),
     "mul: products beyond 2^15 output steps": _products_beyond_16_bits,
     "mul: products of scales outside of [2^-16, 2^8) output scales": _ratios_outside(g.Mul, 2**-16, 2**8),
     "sub: operands' scales outside of [2^-10, 2^8) output scales": _ratios_outside(g.Sub, 2**-10, 2**8),

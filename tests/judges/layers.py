@@ -49,8 +49,10 @@ def constants_as_activations(judged: JudgedLayer, inputs: list[Int8Array]) -> Jo
     """The same layer with its constant operands among its inputs, where an engine's operator has them."""
     layer, kernel, prepared = judged.layer, judged.layer.kernel, judged.prepared
     batch = len(inputs[0])
-    if isinstance(kernel, g.Add | g.Sub | g.Mul) and prepared.operand is not None:
-        operand = np.broadcast_to(prepared.operand.codes, (batch, *layer.shape))
+    if isinstance(kernel, g.Add | g.Sub | g.Mul | g.MatMul) and prepared.operand is not None:
+        codes = prepared.operand.codes
+        shape = codes.shape[1:] if isinstance(kernel, g.MatMul) else layer.shape
+        operand = np.broadcast_to(codes, (batch, *shape))
         inputs = in_order(kernel, inputs, np.ascontiguousarray(operand))
         sources = tuple(quantizations(layer, kernel, prepared))
         return replace(judged, layer=replace(layer, kernel=type(kernel)(), sources=sources)), inputs
@@ -60,6 +62,12 @@ def constants_as_activations(judged: JudgedLayer, inputs: list[Int8Array]) -> Jo
             inputs.insert(position, np.ascontiguousarray(np.broadcast_to(codes, (batch, *codes.shape[1:]))))
             own.insert(position, Quantization(layer.scale, layer.output.zero_point))
         return replace(judged, layer=replace(layer, kernel=g.Concat(kernel.axis), sources=tuple(own))), inputs
+    if isinstance(kernel, g.Extreme) and kernel.constants:
+        target = Quantization(layer.scale, layer.output.zero_point)
+        wide = [np.ascontiguousarray(np.broadcast_to(c, (batch, *c.shape[1:]))) for c in prepared.joined]
+        sources = (*layer.sources, *[target] * len(wide))
+        bare = replace(layer, kernel=g.Extreme(kernel.largest), sources=sources)
+        return replace(judged, layer=bare), [*inputs, *wide]
     return judged, inputs
 
 

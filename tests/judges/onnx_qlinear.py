@@ -129,6 +129,8 @@ def _conv(a: _Author, kernel: g.Conv) -> None:
 
 
 def _gemm(a: _Author, kernel: g.Gemm) -> None:
+    if kernel.axis != -1:
+        raise Unjudged("QGemm works on the last axis")
     a.weights()
     a.node("QGemm", [*a.triple("x0"), *a.triple("w"), "b", "s_y", "z_y"], _MICROSOFT, transB=1)
 

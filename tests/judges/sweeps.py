@@ -48,6 +48,7 @@ SWEEPS: dict[str, tuple[Sweep, ...]] = {
     "add": (Sweep("Add", 2, True), Sweep("Add", 2, True, activation="Relu")),
     "sub": (Sweep("Sub", 2, True),),
     "mul": (Sweep("Mul", 2, True), Sweep("Mul", 2, True, activation="Clip")),
+    "max and min": (Sweep("Max", 2, True), Sweep("Min", 2, True)),
     "concat": (Sweep("Concat", 2, attributes=(("axis", 1),)),),
     "relu": (Sweep("Relu"), Sweep("Clip")),
     "sigmoid": (Sweep("Sigmoid", output=Scale(1 / 256, -128)),),

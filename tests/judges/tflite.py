@@ -247,6 +247,8 @@ def _matmul(a: _Author, kernel: g.MatMul) -> None:
 
 
 def _gemm(a: _Author, kernel: g.Gemm) -> None:
+    if kernel.axis != -1:
+        raise Unjudged("FULLY_CONNECTED works on the last axis")
     weights = a.judged.prepared.weights
     w = a.model.tensor(weights.codes.shape, scale=weights.scales, data=weights.codes)
     scales = weights.scales * a.layer.sources[0].scale
@@ -261,8 +263,8 @@ def _pair(a: _Author, kernel: g.Add | g.Sub | g.Mul) -> None:
     a.model.operator(name.upper(), a.inputs, [a.output], f"{name}Options", 2, fusedActivationFunction=fused)
 
 
-def _concat(a: _Author, kernel: g.Concat) -> None:
-    """TFLite joins tensors of one scale; QUANTIZE brings the operands there."""
+def _in_one_scale(a: _Author) -> list[int]:
+    """TFLite joins and compares tensors of one scale; QUANTIZE brings the operands there."""
     target, parts = Quantization(a.layer.scale, a.layer.output.zero_point), []
     for tensor, shape, source in zip(a.inputs, a.shapes, a.layer.sources, strict=True):
         if source != target:
@@ -270,8 +272,19 @@ def _concat(a: _Author, kernel: g.Concat) -> None:
             a.model.operator("QUANTIZE", [tensor], [between], "QuantizeOptions", 2)
             tensor = between
         parts.append(tensor)
+    return parts
+
+
+def _extreme(a: _Author, kernel: g.Extreme) -> None:
+    if len(a.inputs) != 2:
+        raise Unjudged("TFLite compares two tensors")
+    name = "MAXIMUM" if kernel.largest else "MINIMUM"
+    a.model.operator(name, _in_one_scale(a), [a.output], "MaximumMinimumOptions", 2)
+
+
+def _concat(a: _Author, kernel: g.Concat) -> None:
     axis = {1: 3, 2: 1, 3: 2}[kernel.axis] if len(a.shape) == 4 else kernel.axis
-    a.model.operator("CONCATENATION", parts, [a.output], "ConcatenationOptions", 2, axis=axis)
+    a.model.operator("CONCATENATION", _in_one_scale(a), [a.output], "ConcatenationOptions", 2, axis=axis)
 
 
 def _pool(a: _Author, kernel: g.MaxPool | g.AveragePool) -> None:
@@ -354,6 +367,7 @@ _WRITERS: dict[str, Callable[[_Author, g.Kernel], None]] = {
     "Sub": _pair,
     "Mul": _pair,
     "Concat": _concat,
+    "Extreme": _extreme,
     "MaxPool": _pool,
     "AveragePool": _pool,
     "Mean": _mean,

@@ -183,6 +183,8 @@ def _conv(a: _Author, kernel: g.Conv) -> _Value:
 
 def _gemm(a: _Author, kernel: g.Gemm) -> _Value:
     """A convolution of images of one pixel."""
+    if kernel.axis != -1:
+        raise Unjudged("this harness authors products over the last axis")
     x, weights = a.inputs[0], a.judged.prepared.weights
     rows = int(np.prod(x.shape[:-1]))
     image = a.operator(
@@ -242,6 +244,20 @@ def _concat(a: _Author, kernel: g.Concat) -> _Value:
     shape = list(parts[0].shape)
     shape[axis] = sum(x.shape[axis] for x in parts)
     return a.operator("CONCAT", [x.name for x in parts], tuple(shape), np.int8, axis=axis)
+
+
+def _extreme(a: _Author, kernel: g.Extreme) -> _Value:
+    """In INT32, which TOSA compares: each operand in the output's scale, saturated in the end."""
+    if len(a.inputs) != 2:
+        raise Unjudged("TOSA compares two tensors")
+    operands = [
+        a.rescale(x, np.int8, source.scale / a.layer.scale, source.zero_point, np.int32)
+        for x, source in zip(a.inputs, a.layer.sources, strict=True)
+    ]
+    names, shape = [x.name for x in operands], _joint(operands)
+    propagate = {"nan_mode": ts.NanPropagationMode.PROPAGATE}
+    chosen = a.operator("MAXIMUM" if kernel.largest else "MINIMUM", names, shape, np.int32, **propagate)
+    return a.requantized(chosen, 1.0)
 
 
 def _pool(a: _Author, kernel: g.MaxPool | g.AveragePool) -> _Value:
@@ -310,6 +326,7 @@ _WRITERS: dict[str, Callable[[_Author, g.Kernel], _Value]] = {
     "Sub": _add,
     "Mul": _mul,
     "Concat": _concat,
+    "Extreme": _extreme,
     "MaxPool": _pool,
     "AveragePool": _pool,
     "Mean": _mean,

@@ -59,6 +59,7 @@ MOVES: list[Case] = [
     ("tile", node("Tile", "r"), (3, 4), {"r": integers(1, 2, 3)}, 0),
     ("expand", node("Expand", "s"), (3, 1), {"s": integers(1, 3, 5)}, 0),
     ("largest", node("ReduceMax", "a", keepdims=0), (3, 4, 5), {"a": integers(1, 3)}, 0),
+    ("smallest", node("ReduceMin", "a", keepdims=0), (3, 4, 5), {"a": integers(1, 3)}, 0),
     ("global max", node("GlobalMaxPool"), (3, 4, 5), {}, 0),
     ("flatten", node("Flatten"), (3, 4, 5), {}, 0),
     (
@@ -134,6 +135,41 @@ ARITHMETIC: list[Case] = [
         (3, 4),
         {"c": numbers(1, 1, 4), "one": integers(1), "four": integers(4)},
         1.01,
+    ),
+    (
+        "larger of two",
+        [
+            helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 1]),
+            helper.make_node("Max", ["x", "t"], ["y"]),
+        ],
+        (5, 5),
+        {},
+        1.01,
+    ),
+    ("smallest of three", node("Min", "c", "n"), (3, 1, 5), {"c": numbers(3, 4, 1), "n": numbers(5)}, 1.01),
+    ("stretched", node("Mul", "c"), (3, 1, 5), {"c": numbers(3, 4, 1)}, 1.6),
+    ("stretched by one a channel", node("Add", "c"), (1, 4, 5), {"c": numbers(3, 1, 1)}, 1.6),
+    (
+        "constant matrix first",
+        [helper.make_node("MatMul", ["w", "x"], ["y"])],
+        (6, 4),
+        {"w": numbers(5, 6)},
+        3.0,
+    ),
+    (
+        "constant matrix first, of images",
+        [helper.make_node("MatMul", ["w", "x"], ["y"])],
+        (2, 6, 4),
+        {"w": numbers(5, 6)},
+        3.0,
+    ),
+    ("a matrix a head", node("MatMul", "w"), (3, 4, 6), {"w": numbers(3, 6, 5)}, 3.5),
+    (
+        "a matrix a head, first",
+        [helper.make_node("MatMul", ["w", "x"], ["y"])],
+        (3, 6, 4),
+        {"w": numbers(1, 3, 5, 6)},
+        3.5,
     ),
 ]
 

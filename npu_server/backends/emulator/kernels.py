@@ -1,5 +1,6 @@
 """One method a kind of layer. Images are int8 (N, H, W, C) in memory, everything else as its shape says."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -21,6 +22,7 @@ from npu_server.compile.graph import (
     Clamp,
     Concat,
     Conv,
+    Extreme,
     Gemm,
     HostFloat,
     Interpolate,
@@ -35,6 +37,7 @@ from npu_server.compile.graph import (
     Rearrange,
     Reshape,
     Select,
+    Smallest,
     Sub,
     Sum,
     Window,
@@ -128,10 +131,12 @@ class EmulatorKernels:
                     image = moving.stuff(image, kernel.stuffing, layer.sources[0].zero_point)
                 return from_image(convolve(layer, packed, image), x.ndim)
             case Gemm():
-                return stored(multiply(layer, packed, logical(x).contiguous()))
+                rows = logical(x).movedim(kernel.axis, -1).contiguous()
+                return stored(multiply(layer, packed, rows).movedim(-1, kernel.axis))
             case MatMul():
-                rule = self._profile.accumulator
-                return stored(multiply_activations(layer, packed, logical(x), logical(inputs[1]), rule))
+                constant = packed.constants[0] if packed.constants else None
+                factors = in_order(kernel, [logical(x) for x in inputs], constant)
+                return stored(multiply_activations(packed, factors, self._profile.accumulator))
             case Add() | Sub() | Mul():
                 if not packed.tables:
                     return self._pair(layer, kernel, packed, inputs)
@@ -144,6 +149,10 @@ class EmulatorKernels:
                 return packed.tables[0][stored(slopes), x.to(torch.int32) + 128]
             case Concat():
                 return _concat(kernel, packed, inputs)
+            case Extreme():
+                parts = [look_up(table, x) for table, x in zip(packed.tables, inputs, strict=True)]
+                parts += [stored(codes) for codes in packed.constants]
+                return functools.reduce(torch.maximum if kernel.largest else torch.minimum, parts)
             case MaxPool():
                 padded = pad_image(as_image(x), _with_overhang(kernel.window), INT8_MIN)
                 return from_image(window_maxima(padded, kernel.window), x.ndim)
@@ -154,6 +163,8 @@ class EmulatorKernels:
             case Largest():
                 highest = logical(x).amax(dim=kernel.axes)
                 return stored(highest.reshape(len(x), *layer.shape))
+            case Smallest():
+                return stored(logical(x).amin(dim=kernel.axes).reshape(len(x), *layer.shape))
             case Pad():
                 return stored(moving.pad(logical(x), kernel.pads, layer.output.zero_point))
             case Reshape():

@@ -11,10 +11,10 @@ import torch
 from npu_server.backends.emulator.accumulate import Register, pack_register
 from npu_server.backends.emulator.bounds import largest_sum
 from npu_server.backends.emulator.sums import ExactSums, Method, Task, exact_sums
-from npu_server.compile.graph import Conv, Window
+from npu_server.compile.graph import Conv, MatMul, Window
 from npu_server.compile.planning.lowering import Layer
 from npu_server.compile.planning.weights import Prepared
-from npu_server.execution.pairs import Pairwise, combine
+from npu_server.execution.pairs import Pairwise, combine, quantizations
 from npu_server.numerics import elementwise
 from npu_server.numerics.profile import Profile
 from npu_server.numerics.requantize import Multiplier
@@ -65,9 +65,10 @@ class Packed:
         sums: how a convolution or fully connected layer adds up.
         requantizer: of a convolution or fully connected layer.
         register: of one whose register may saturate before the sum is complete; then `sums` is None.
-        tables: int8, (256,) each, for Lut, Clamp and Concat; (65536,) for Add and Mul, entry (a + 128) * 256
-            + b + 128.
-        constants: int8, logical order: the operand of Add, Sub, Mul; those of Concat.
+        tables: int8, (256,) each, for Lut, Clamp, Concat and Extreme; (65536,) for Add and Mul, entry
+            (a + 128) * 256 + b + 128.
+        constants: int8, logical order: the operand of Add, Sub, Mul, MatMul; those of Concat and Extreme.
+        zero_points: of the factors of MatMul.
         prepared: what layers that the specification itself computes need.
     """
 
@@ -76,6 +77,7 @@ class Packed:
     register: Register | None = None
     tables: tuple[torch.Tensor, ...] = ()
     constants: tuple[torch.Tensor, ...] = ()
+    zero_points: tuple[int, int] = (0, 0)
     prepared: Prepared | None = None
 
 
@@ -132,7 +134,7 @@ def pack_pairs(
 
 
 def pack_matmul(layer: Layer, prepared: Prepared, profile: Profile, device: torch.device) -> Packed:
-    """One multiplier for all columns of a product of two activations."""
+    """One multiplier for all columns of a product."""
     assert prepared.multiplier is not None
     one = prepared.multiplier
     columns = layer.shape[-1]
@@ -143,7 +145,15 @@ def pack_matmul(layer: Layer, prepared: Prepared, profile: Profile, device: torc
         np.broadcast_to(one.factor, columns),
     )
     bias = np.zeros(columns, np.int64)
-    return Packed(requantizer=_requantizer(layer, everywhere, bias, profile, device))
+    kernel = layer.kernel
+    assert isinstance(kernel, MatMul)
+    first, second = quantizations(layer, kernel, prepared)
+    constants = () if prepared.operand is None else (prepared.operand.codes,)
+    return Packed(
+        requantizer=_requantizer(layer, everywhere, bias, profile, device),
+        constants=tuple(torch.from_numpy(codes).to(device) for codes in constants),
+        zero_points=(first.zero_point, second.zero_point),
+    )
 
 
 def _requantizer(

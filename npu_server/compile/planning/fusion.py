@@ -17,7 +17,6 @@ from npu_server.compile.graph import (
     Gemm,
     Graph,
     HostFloat,
-    Kernel,
     Lut,
     MatMul,
     Mul,
@@ -27,10 +26,12 @@ from npu_server.compile.graph import (
     Sub,
     Weights,
     Window,
+    beside_constant,
 )
 from npu_server.compile.reading.constants import Constants
 from npu_wire.errors import UnsupportedModel
 
+_NEEDS_TABLE = Function | Add | Sub | Mul | Choose
 _LONGEST_FUNCTION = 64
 """Nodes of a table's function; without a bound a long chain of constants would take cubic time."""
 
@@ -108,7 +109,7 @@ def _smallest_function(
         _, step = heappop(candidates)
         chosen.append(step)
         # A lone Relu or a lone multiplication by a constant has a cheaper place than a table.
-        needs_table |= isinstance(step.kernel, Function | Add | Sub | Mul | Choose) or step.output in clamped
+        needs_table |= isinstance(step.kernel, _NEEDS_TABLE) or step.output in clamped
         clamped.update(step.inputs if isinstance(step.kernel, Clamp) else ())
         frontier.discard(step.output)
         frontier.update(step.inputs)
@@ -128,7 +129,8 @@ def _is_elementwise(operation: Operation, constants: Constants) -> bool:
     kernel = operation.kernel
     if isinstance(kernel, Affine):
         return kernel.per_tensor
-    return isinstance(kernel, Function | Clamp | Add | Sub | Mul | Choose)
+    beside_constant = getattr(kernel, "operand", None) is not None
+    return isinstance(kernel, _NEEDS_TABLE | Clamp) and not beside_constant
 
 
 def _fold_pad(producer: Operation, follower: Operation) -> Operation | None:
@@ -173,7 +175,7 @@ def _fold_affine(producer: Operation, follower: Operation) -> Operation | None:
         return replace(producer, kernel=replace(kernel, affines=(*kernel.affines, affine)))
     if not isinstance(kernel, Conv | Gemm):
         return None
-    channels = 1 if isinstance(kernel, Conv) else len(producer.shape)
+    channels = 1 if isinstance(kernel, Conv) else len(producer.shape) + 1 + kernel.axis
     if not affine.is_along(channels):
         return None
     weights = replace(kernel.weights, affines=(*kernel.weights.affines, affine))
@@ -187,7 +189,8 @@ def _fuse_clamp(producer: Operation, follower: Operation) -> Operation | None:
         return None
     before = producer.clamp or Clamp()
     low = max(before.low, follower.kernel.low)
-    return replace(producer, clamp=Clamp(low, max(low, min(before.high, follower.kernel.high))))
+    high = max(low, min(before.high, follower.kernel.high))
+    return replace(producer, clamp=replace(follower.kernel, low=low, high=high))
 
 
 def _fuse_into_producer(graph: Graph, merge: Callable[[Operation, Operation], Operation | None]) -> Graph:
@@ -230,14 +233,7 @@ def _standalone(operation: Operation) -> Operation:
         weights = Weights(None, None, channels, affines=(kernel,))
         return replace(operation, kernel=Conv(weights, Window((1, 1)), channels))
     assert kernel.operand is not None
-    operators: dict[str, Kernel] = {
-        "add": Add(kernel.operand),
-        "sub": Sub(kernel.operand),
-        "rsub": Sub(kernel.operand, constant_first=True),
-        "mul": Mul(kernel.operand),
-        "div": Mul(kernel.operand, divides=True),
-    }
-    return replace(operation, kernel=operators[kernel.kind])
+    return replace(operation, kernel=beside_constant(kernel.kind, kernel.operand))
 
 
 _ONLY_IN_TABLES = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from npu_server.compile.graph import (
     Add,
@@ -11,6 +11,7 @@ from npu_server.compile.graph import (
     Clamp,
     Concat,
     Conv,
+    Extreme,
     Function,
     Gemm,
     Graph,
@@ -19,6 +20,7 @@ from npu_server.compile.graph import (
     Kernel,
     Largest,
     Lut,
+    MatMul,
     MaxPool,
     Mean,
     Mul,
@@ -29,6 +31,7 @@ from npu_server.compile.graph import (
     Reshape,
     Select,
     Shape,
+    Smallest,
     Sub,
     Sum,
 )
@@ -40,8 +43,14 @@ from npu_server.numerics.scales import Quantization, activation_quantization, co
 from npu_wire.errors import NotCalibrated, UnsupportedModel
 from npu_wire.layer_map import INT8_MAX, INT8_MIN, LayerMap, LayerSpec, MemoryLayout, TensorSpec
 
-_MOVES_DATA = MaxPool | Largest | Reshape | Rearrange | Select | Pad
-_NAMES: dict[type, str] = {Clamp: "Relu", Interpolate: "Resize", Largest: "ReduceMax", Sum: "ReduceSum"}
+_MOVES_DATA = MaxPool | Largest | Smallest | Reshape | Rearrange | Select | Pad
+_NAMES: dict[type, str] = {
+    Clamp: "Relu",
+    Interpolate: "Resize",
+    Largest: "ReduceMax",
+    Smallest: "ReduceMin",
+    Sum: "ReduceSum",
+}
 # TFLite's quantization specification, LOGISTIC and TANH.
 _FIXED = {"Sigmoid": Quantization(1 / 256, -128), "Tanh": Quantization(1 / 128, 0)}
 
@@ -58,6 +67,7 @@ class Layer:
         scale: of its output.
         output: zero point and clamp of its output.
         shape: of its output, without the batch.
+        clamp: the activation behind it.
     """
 
     spec: LayerSpec
@@ -67,6 +77,7 @@ class Layer:
     scale: float
     output: Output
     shape: Shape
+    clamp: Clamp
 
 
 @dataclass(frozen=True)
@@ -183,11 +194,9 @@ def _layer(
     kernel = operation.kernel
     clamp = kernel if isinstance(kernel, Clamp) else operation.clamp or Clamp()
     bounds = "half_away" if isinstance(kernel, Clamp) else bounds
-    low = code_of(clamp.low, quantization, bounds) if math.isfinite(clamp.low) else INT8_MIN - 1
-    high = code_of(clamp.high, quantization, bounds) if math.isfinite(clamp.high) else INT8_MAX + 1
+    low, high = _clamped_codes(clamp, quantization, bounds)
     bounded_low, bounded_high = low >= INT8_MIN, high <= INT8_MAX
-    low, high = min(max(low, INT8_MIN), INT8_MAX), max(min(high, INT8_MAX), INT8_MIN)
-    names = _constants_of(kernel)
+    names = {*_constants_of(kernel), *clamp.names}
     parameters = sorted({parameter for name in names for parameter in constants[name].parameters})
     layout = image_layout if len(operation.shape) == 3 else MemoryLayout.CONTIGUOUS
     spec = LayerSpec(
@@ -208,8 +217,30 @@ def _layer(
         ),
         host_float=isinstance(kernel, HostFloat),
     )
-    output = Output(quantization.zero_point, low, high)
-    return Layer(spec, kernel, inputs, sources, quantization.scale, output, operation.shape)
+    output = _output(clamp, quantization, bounds)
+    return Layer(spec, kernel, inputs, sources, quantization.scale, output, operation.shape, clamp)
+
+
+def _clamped_codes(clamp: Clamp, q: Quantization, bounds: str) -> tuple[int, int]:
+    """Codes of the bounds, beyond INT8 where they bound nothing."""
+    low = code_of(clamp.low, q, bounds) if math.isfinite(clamp.low) else INT8_MIN - 1
+    high = code_of(clamp.high, q, bounds) if math.isfinite(clamp.high) else INT8_MAX + 1
+    return low, high
+
+
+def _output(clamp: Clamp, q: Quantization, bounds: str) -> Output:
+    low, high = _clamped_codes(clamp, q, bounds)
+    return Output(q.zero_point, min(max(low, INT8_MIN), INT8_MAX), max(min(high, INT8_MAX), INT8_MIN))
+
+
+def with_bounds_of_now(layer: Layer, constants: Constants, profile: Profile) -> Layer:
+    """The layer with the clamp that its trained bounds make now; the very same where it has none."""
+    if not layer.clamp.names:
+        return layer
+    clamp = layer.clamp.now(constants.number)
+    bounds = "half_away" if isinstance(layer.kernel, Clamp) else profile.activations.bounds
+    quantization = Quantization(layer.scale, layer.output.zero_point)
+    return replace(layer, output=_output(clamp, quantization, bounds))
 
 
 def _operator_name(kernel: Kernel) -> str:
@@ -217,6 +248,8 @@ def _operator_name(kernel: Kernel) -> str:
         return kernel.op
     if isinstance(kernel, Conv) and kernel.stuffing is not None:
         return "ConvTranspose"
+    if isinstance(kernel, Extreme):
+        return "Max" if kernel.largest else "Min"
     return _NAMES.get(type(kernel), type(kernel).__name__)
 
 
@@ -224,13 +257,20 @@ def _constants_of(kernel: Kernel) -> tuple[str, ...]:
     if isinstance(kernel, Conv | Gemm):
         return kernel.weights.constants
     if isinstance(kernel, Lut):
-        return tuple(
-            n for step in kernel.steps if isinstance(step.kernel, Affine) for n in step.kernel.values
-        )
-    if isinstance(kernel, Add | Sub | Mul):
+        names: list[str] = []
+        for step in kernel.steps:
+            names += _constants_of(step.kernel)
+        return tuple(names)
+    if isinstance(kernel, Affine):
+        return kernel.values
+    if isinstance(kernel, Clamp):
+        return kernel.names
+    if isinstance(kernel, Add | Sub | Mul | MatMul):
         return () if kernel.operand is None else (kernel.operand.name,)
     if isinstance(kernel, Concat):
         return tuple(operand.name for _, operand in kernel.constants)
+    if isinstance(kernel, Extreme):
+        return tuple(operand.name for operand in kernel.constants)
     if isinstance(kernel, PRelu):
         return (kernel.slope.name,)
     if isinstance(kernel, HostFloat):

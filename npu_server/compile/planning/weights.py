@@ -1,6 +1,5 @@
 """What a layer needs besides its input: quantized weights and multipliers, or a table."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from npu_server.compile.graph import (
     Clamp,
     Concat,
     Conv,
+    Extreme,
     Function,
     Gemm,
     HostFloat,
@@ -68,10 +68,10 @@ class Prepared:
     Attributes:
         weights: of a convolution or fully connected layer.
         multiplier: from its accumulator to its output, one entry an output channel (MatMul: one).
-        tables: code -> code, one an input (Lut, Clamp, Concat), shape (256,) each; PRelu: one, shape
+        tables: code -> code, one an input (Lut, Clamp, Concat, Extreme), shape (256,) each; PRelu: one, shape
             (slopes, 256).
-        operand: the constant of Add, Sub, Mul.
-        joined: codes of the constants of Concat, in the output's scale.
+        operand: the constant of Add, Sub, Mul, MatMul.
+        joined: codes of the constants of Concat and Extreme, in the output's scale.
         reals: constants of HostFloat in the order of its `operands`.
     """
 
@@ -99,8 +99,9 @@ def prepare(layer: Layer, constants: Constants, profile: Profile) -> Prepared:
                 rescale_table(layer.sources[0], layer.scale, layer.output, profile.requantize_in("clamp")),
             )
         )
-    if isinstance(kernel, Concat):
-        joined = [_values(layer, operand, constants) for _, operand in kernel.constants]
+    if isinstance(kernel, Concat | Extreme):
+        operands = kernel.constants if isinstance(kernel, Extreme) else [o for _, o in kernel.constants]
+        joined = [_values(layer, operand, constants) for operand in operands]
         return Prepared(
             tables=tuple(
                 concat_table(source, layer.scale, layer.output, profile) for source in layer.sources
@@ -112,10 +113,16 @@ def prepare(layer: Layer, constants: Constants, profile: Profile) -> Prepared:
     if isinstance(kernel, PRelu):
         return Prepared(tables=(_prelu_tables(layer, kernel, constants, profile),))
     if isinstance(kernel, MatMul):
-        scales = np.array(layer.sources[0].scale * layer.sources[1].scale)
+        operand = None
+        if kernel.operand is not None:
+            operand = _quantize_operand(layer, _values(layer, kernel.operand, constants), profile)
+        other = layer.sources[1] if operand is None else operand.quantization
+        scales = np.array(layer.sources[0].scale * other.scale)
         for factor in kernel.factors:
             scales = scales * scale_and_shift(factor.kind, _number(factor, constants))[0]
-        return Prepared(multiplier=_multiplier(layer, scales, profile.requantize_in("matmul")))
+        return Prepared(
+            multiplier=_multiplier(layer, scales, profile.requantize_in("matmul")), operand=operand
+        )
     if isinstance(kernel, Add | Sub | Mul) and kernel.operand is not None:
         values = _values(layer, kernel.operand, constants)
         divides = isinstance(kernel, Mul) and kernel.divides
@@ -285,10 +292,11 @@ def _evaluate_step(step: Operation, operands: list[Float64Array], constants: Con
     if isinstance(kernel, Choose):
         return np.where(x, operands[1], operands[2])
     if isinstance(kernel, Clamp):
-        return np.clip(x, kernel.low, kernel.high)
+        clamp = kernel.now(constants.number)
+        return np.clip(x, clamp.low, clamp.high)
     if isinstance(kernel, Affine):
-        value = float(constants.array(kernel.values[0]).reshape(-1)[0])
-        if not math.isfinite(value) or (kernel.kind == "div" and value == 0):
+        value = constants.number(kernel.values[0])
+        if kernel.kind == "div" and value == 0:
             raise NonFiniteInput(f"constant {kernel.values[0]!r} is {value}; a table needs a finite number")
         forms = {"add": x + value, "sub": x - value, "rsub": value - x, "mul": x * value}
         return x / value if kernel.kind == "div" else forms[kernel.kind]

@@ -11,7 +11,7 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from npu_wire.errors import InvalidModel, UnsupportedModel
+from npu_wire.errors import InvalidModel, NonFiniteInput, UnsupportedModel
 
 Array = npt.NDArray[Any]
 
@@ -157,6 +157,17 @@ class Constants:
     def array(self, name: str) -> Array:
         """The value at the first probe batch; for constants that do not depend on the batch: the value."""
         return self._known[name].values[0]
+
+    def number(self, name: str) -> float:
+        """The value of a constant that is one finite number.
+
+        Raises:
+            NonFiniteInput: it is NaN or infinite.
+        """
+        value = float(self.array(name).reshape(-1)[0])
+        if not math.isfinite(value):
+            raise NonFiniteInput(f"constant {name!r} is {value}; the NPU needs a finite number")
+        return value
 
     def put(self, name: str, array: Array) -> None:
         """Makes an output of a node that needs no evaluation a constant."""

@@ -14,6 +14,7 @@ from npu_server.compile.reading.constants import Constants
 from npu_server.compile.reading.importer import Handler, Importer, attributes, refuse
 from npu_server.compile.reading.operators_elementwise import constant_operand
 from npu_server.compile.reading.operators_moving import axis_of, integer
+from npu_server.compile.reading.views import View
 from npu_server.compile.reading.windows import conv_window, pool_window, transposed_window
 from npu_server.numerics.profile import Profile
 from npu_server.numerics.rules import HOST_OPERATORS
@@ -80,21 +81,48 @@ def _row_shapes(width: int) -> tuple[g.Shape, ...]:
 
 
 def _matmul(im: Importer, node: NodeProto) -> None:
-    if node.input[1] not in im.constants:
+    left, right = (name in im.constants for name in node.input)
+    if not left and not right:
         _matmul_of_activations(im, node)
         return
-    view = im.view(node, 0)
-    weight = im.constant(node, 1, "the right operand")
-    last = len(view.dims) - 1
-    if weight is None or weight.ndim != 2 or view.axis == last or weight.shape[0] != view.dims[-1]:
-        raise refuse(node, "the right operand must be a constant matrix that fits the last axis")
-    kernel = g.Gemm(g.Weights(node.input[1], None, weight.shape[1], True))
-    im.emit_like(node, [view.name], kernel, view.with_dims((*view.dims[:-1], weight.shape[1])))
+    view = im.view(node, 1 if left else 0)
+    weight = im.constant(node, 0 if left else 1, "the matrix")
+    assert weight is not None
+    # The axis that is summed up, from the end: of the activation and of the constant.
+    axis, summed = (-2, -1) if left else (-1, -2)
+    rank = len(view.dims)
+    free = rank + axis != view.axis and (view.axis < rank - 1 if weight.ndim == 2 else view.axis < rank - 2)
+    if weight.ndim < 2 or rank < -axis or not free or weight.shape[summed] != view.dims[axis]:
+        raise refuse(
+            node,
+            f"constant of shape {weight.shape} beside {list(view.dims)}: needs a matrix that fits, with the "
+            "batch on no axis of the product",
+        )
+    dims = list(view.dims)
+    dims[axis] = weight.shape[axis]
+    if weight.ndim == 2:
+        kernel = g.Gemm(g.Weights(node.input[0 if left else 1], None, weight.shape[axis], right), axis)
+        im.emit_like(node, [view.name], kernel, view.with_dims(dims))
+        return
+    _matmul_by_constants(im, node, view, weight.shape, left, dims)
+
+
+def _matmul_by_constants(
+    im: Importer, node: NodeProto, view: View, constant: g.Shape, left: bool, dims: list[int]
+) -> None:
+    """A constant matrix for each head."""
+    outer = View("", (*view.dims[:-2], 1, 1), view.axis, view.before, view.after)
+    heads = outer.operand_shape((*constant[:-2], 1, 1), grows=True)
+    if heads is None:
+        raise refuse(node, f"constant of shape {constant} does not broadcast with {list(view.dims)}")
+    name = node.input[0 if left else 1]
+    operand = g.Operand(name, (*heads[:-2], *constant[-2:]))
+    kernel = g.MatMul(operand=operand, constant_first=left)
+    wide = [n if i == view.axis else max(n, heads[outer.npu_axis(i)]) for i, n in enumerate(view.dims[:-2])]
+    im.emit_like(node, [view.name], kernel, view.with_dims([*wide, *dims[-2:]]))
 
 
 def _matmul_of_activations(im: Importer, node: NodeProto) -> None:
-    if node.input[0] in im.constants:
-        raise refuse(node, "a constant times an activation is not an operator of the NPU; transpose both")
     a, b = im.view(node, 0), im.view(node, 1)
     rank = len(a.dims)
     if rank != len(b.dims) or a.placement != b.placement or not a.axis < rank - 2:

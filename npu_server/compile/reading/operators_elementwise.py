@@ -1,5 +1,7 @@
 """ONNX nodes that work element by element -> operations."""
 
+import math
+from collections.abc import Sequence
 from typing import TypeGuard
 
 import numpy as np
@@ -12,8 +14,15 @@ from npu_server.compile.reading.views import View
 from npu_server.numerics.functions import FUNCTIONS
 
 
-def constant_operand(im: Importer, node: NodeProto, index: int, view: View) -> g.Operand:
+def constant_operand(im: Importer, node: NodeProto, index: int, view: View, grows: bool = False) -> g.Operand:
     """A constant input as it broadcasts with an activation.
+
+    Args:
+        im: the importer.
+        node: the node.
+        index: of the input.
+        view: the activation.
+        grows: the constant may stretch axes of the activation that are 1.
 
     Raises:
         UnsupportedModel: shapes that do not broadcast, or samples of a batch that are not all the same.
@@ -28,7 +37,7 @@ def constant_operand(im: Importer, node: NodeProto, index: int, view: View) -> g
         if batch_axis < 0 or not _repeats(constant.values, batch_axis):
             raise refuse(node, f"constant {name!r} depends on the size of the batch")
         shape = (*shape[:batch_axis], 1, *shape[batch_axis + 1 :])
-    placed = view.operand_shape(shape)
+    placed = view.operand_shape(shape, grows)
     if placed is None:
         raise refuse(
             node, f"constant of shape {constant.values[0].shape} does not broadcast with {list(view.dims)}"
@@ -58,12 +67,23 @@ def _binary(im: Importer, node: NodeProto) -> None:
     if left and op == "div":
         _reciprocal(im, node, view)
         return
-    operand = constant_operand(im, node, 0 if left else 1, view)
+    operand = constant_operand(im, node, 0 if left else 1, view, grows=True)
+    kind = "rsub" if left and op == "sub" else op
+    result = _grown(view, [operand])
+    if result != view:
+        im.emit_like(node, [view.name], g.beside_constant(kind, operand), result)
+        return
     if _changes_nothing(im, op, left, operand):
         im.alias(node, view)
         return
-    kind = "rsub" if left and op == "sub" else op
     im.emit_like(node, [view.name], g.Affine(kind, (operand.name,), operand=operand), view)
+
+
+def _grown(view: View, operands: Sequence[g.Operand]) -> View:
+    """The view after constants have stretched axes that were 1."""
+    sizes = np.broadcast_shapes((1, *view.shape), *(operand.shape for operand in operands))
+    dims = [n if i == view.axis else sizes[view.npu_axis(i)] for i, n in enumerate(view.dims)]
+    return view.with_dims(dims)
 
 
 def _changes_nothing(im: Importer, op: str, left: bool, operand: g.Operand) -> bool:
@@ -76,16 +96,7 @@ def _changes_nothing(im: Importer, op: str, left: bool, operand: g.Operand) -> b
 
 def _two_activations(im: Importer, node: NodeProto, op: str) -> None:
     a, b = im.view(node, 0), im.view(node, 1)
-    if a.placement != b.placement:
-        raise refuse(node, f"shapes {list(a.dims)} and {list(b.dims)} have the batch in different places")
-    longer = a if len(a.dims) >= len(b.dims) else b
-    if len(a.dims) != len(b.dims):
-        raise refuse(node, f"operands of {len(a.dims)} and {len(b.dims)} dimensions; reshape one of them")
-    try:
-        shape = np.broadcast_shapes(a.dims, b.dims)
-    except ValueError as error:
-        raise refuse(node, f"shapes {list(a.dims)} and {list(b.dims)} do not broadcast") from error
-    result = longer.with_dims(shape)
+    result = _together(node, [a, b])
     if op == "add" and _is_spread(a, b):
         # A sum of float32 depends on the order, and ONNX Runtime takes the number that is spread second.
         a, b = b, a
@@ -96,6 +107,19 @@ def _two_activations(im: Importer, node: NodeProto, op: str) -> None:
         "div": g.HostFloat("Div", split=result.shape),
     }
     im.emit_like(node, [a.name, b.name], kernels[op], result)
+
+
+def _together(node: NodeProto, views: Sequence[View]) -> View:
+    """What activations broadcast to."""
+    shapes = " and ".join(str(list(v.dims)) for v in views)
+    if len({v.placement for v in views}) != 1:
+        raise refuse(node, f"shapes {shapes} have the batch in different places")
+    if len({len(v.dims) for v in views}) != 1:
+        raise refuse(node, f"operands of shapes {shapes} differ in dimensions; reshape one of them")
+    try:
+        return views[0].with_dims(np.broadcast_shapes(*(v.dims for v in views)))
+    except ValueError as error:
+        raise refuse(node, f"shapes {shapes} do not broadcast") from error
 
 
 def _is_spread(a: View, b: View) -> bool:
@@ -128,10 +152,17 @@ def _clip(im: Importer, node: NodeProto) -> None:
     view = im.view(node, 0)
     bounds = [im.constant(node, index, "the bound") for index in (1, 2)]
     low, high = (float(b.reshape(-1)[0]) if b is not None and b.size else None for b in bounds)
-    clamp = g.Clamp(-np.inf if low is None else low, np.inf if high is None else high)
+    names = [_trained(im, node, index) for index in (1, 2)]
+    clamp = g.Clamp(-np.inf if low is None else low, np.inf if high is None else high, *names)
     if not clamp.low < clamp.high:
         raise refuse(node, f"bounds {low} and {high} leave nothing")
     im.emit_like(node, [view.name], clamp, view)
+
+
+def _trained(im: Importer, node: NodeProto, index: int) -> str | None:
+    """Name of an input that is there and may change."""
+    name = node.input[index] if index < len(node.input) else ""
+    return name if name and im.constants[name].parameters else None
 
 
 def _relu(im: Importer, node: NodeProto) -> None:
@@ -139,18 +170,29 @@ def _relu(im: Importer, node: NodeProto) -> None:
     im.emit_like(node, [view.name], g.Clamp(low=0.0), view)
 
 
-def _bound(im: Importer, node: NodeProto) -> None:
-    """Max(x, low) and Min(x, high), as torch.clamp arrives."""
+def _extreme(im: Importer, node: NodeProto) -> None:
+    """Max and Min: of an activation and a number a clamp (as torch.clamp arrives), else of any tensors."""
+    largest = node.op_type == "Max"
     constant = [name in im.constants for name in node.input]
-    if len(constant) != 2 or sum(constant) != 1:
-        raise refuse(node, "the NPU bounds one activation by one constant")
     view = im.view(node, constant.index(False))
-    value = im.constant(node, constant.index(True), "the bound")
-    if not _is_number(value, view) or not np.isfinite(value).all():
-        raise refuse(node, "the bound must be one finite number")
-    bound = float(value.reshape(-1)[0])
-    clamp = g.Clamp(low=bound) if node.op_type == "Max" else g.Clamp(high=bound)
-    im.emit_like(node, [view.name], clamp, view)
+    if len(constant) == 1:
+        im.alias(node, view)
+        return
+    if len(constant) == 2 and sum(constant) == 1:
+        value = im.constant(node, constant.index(True), "the bound")
+        if _is_number(value, view):
+            bound, name = float(value.reshape(-1)[0]), _trained(im, node, constant.index(True))
+            if not math.isfinite(bound):
+                raise refuse(node, "the bound must be one finite number")
+            clamp = g.Clamp(low=bound, low_name=name) if largest else g.Clamp(high=bound, high_name=name)
+            im.emit_like(node, [view.name], clamp, view)
+            return
+    views = [im.view(node, i) for i, name in enumerate(node.input) if name not in im.constants]
+    result = _together(node, views)
+    fixed = [i for i, name in enumerate(node.input) if name in im.constants]
+    operands = [constant_operand(im, node, i, result, grows=True) for i in fixed]
+    result = _grown(result, operands)
+    im.emit_like(node, [v.name for v in views], g.Extreme(largest, tuple(operands)), result)
 
 
 def _function(im: Importer, node: NodeProto) -> None:
@@ -226,8 +268,8 @@ HANDLERS: dict[str, Handler] = {
     "GreaterOrEqual": _compare,
     "Less": _compare,
     "LessOrEqual": _compare,
-    "Max": _bound,
-    "Min": _bound,
+    "Max": _extreme,
+    "Min": _extreme,
     "Mul": _binary,
     "PRelu": _prelu,
     "Pow": _pow,

@@ -36,6 +36,7 @@ def _emit_reduction(im: Importer, node: NodeProto, view: View, axes: list[int]) 
         "ReduceMean": g.Mean(npu_axes),
         "ReduceSum": g.Sum(npu_axes),
         "ReduceMax": g.Largest(npu_axes),
+        "ReduceMin": g.Smallest(npu_axes),
     }
     dims = [1 if i in axes else n for i, n in enumerate(view.dims)]
     result = view.with_dims(dims)
@@ -123,6 +124,7 @@ HANDLERS: dict[str, Handler] = {
     "RMSNormalization": _layer_norm,
     "ReduceMax": _reduce,
     "ReduceMean": _reduce,
+    "ReduceMin": _reduce,
     "ReduceSum": _reduce,
     "Softmax": _softmax,
 }

@@ -63,18 +63,18 @@ class View:
         """Other sizes on the axes that are not the batch's."""
         return replace(self, dims=tuple(dims))
 
-    def operand_shape(self, constant: Shape) -> Shape | None:
+    def operand_shape(self, constant: Shape, grows: bool = False) -> Shape | None:
         """Shape (1, ...) in which a constant broadcasts with the NPU's tensor; None where it cannot.
 
         Args:
             constant: its ONNX shape, aligned with the last axes of `dims`; 1 on the axis of the batch.
+            grows: axes of the tensor that are 1 may stretch to the constant's.
         """
         aligned = (1,) * (len(self.dims) - len(constant)) + constant
         if len(aligned) != len(self.dims) or aligned[self.axis] != 1:
             return None
-        if any(
-            c not in (1, n) for i, (c, n) in enumerate(zip(aligned, self.dims, strict=True)) if i != self.axis
-        ):
+        pairs = [(c, n) for i, (c, n) in enumerate(zip(aligned, self.dims, strict=True)) if i != self.axis]
+        if any(c not in (1, n) and not (grows and n == 1) for c, n in pairs):
             return None
         return (1, *aligned[: self.axis], *(1 for _ in self._factors), *aligned[self.axis + 1 :])
 
