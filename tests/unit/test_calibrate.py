@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -60,11 +61,22 @@ def test_dead_and_constant_activations_get_a_width() -> None:
             return torch.relu(x * 0.0 - 1.0) + torch.relu(x * 0.0 + 3.0)
 
     flat = capture(Flat(), torch.randn(2, 4))
-    with pytest.warns(UserWarning, match=r"0 for all calibration data: .*relu"):
+    with pytest.warns(UserWarning) as warned:
         ranges = observe(flat, torch.randn(8, 4))
+    dead, constant = (str(warning.message) for warning in warned)
+    assert re.search(r"were 0 for all calibration data: .*relu", dead)
+    assert re.search(r"did not change over all calibration data: .*relu_1", constant)
     assert ranges["relu"] == DEAD_RANGE
     assert ranges["relu_1"] == (0.0, 3.0)
     assert all(low < high for low, high in ranges.values())
+
+
+def test_a_range_that_no_scale_can_hold_is_taken_for_dead() -> None:
+    """1e-31 is a float32 number, but the scale of a product with it is none."""
+    next_to_nothing = capture(nn.ReLU(), torch.zeros(2, 4))
+    with pytest.warns(UserWarning, match="were 0 for all calibration data: input, relu"):
+        ranges = observe(next_to_nothing, torch.full((2, 4), 1e-31))
+    assert ranges == {"input": DEAD_RANGE, "relu": DEAD_RANGE}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -132,8 +132,8 @@ class _FixedBatch(nn.Module):
         (residual_net(), images(0), InvalidInput, "at least one sample"),
         (residual_net().half(), images(1), InvalidInput, "'stem.weight' is torch.float16"),
         (_TwoOutputs(), images(1), InvalidInput, "returns a tuple"),
-        (_ValueDependent(), images(1), UnsupportedModel, "_ValueDependent"),
-        (_FixedBatch(), images(1), UnsupportedModel, "fixed batch"),
+        (_ValueDependent(), images(1), UnsupportedModel, "_ValueDependent: the forward decides by the value"),
+        (_FixedBatch(), images(2), UnsupportedModel, "one size of batch only"),
     ],
 )
 def test_models_that_cannot_be_captured_are_refused(

@@ -19,6 +19,8 @@ Range = tuple[float, float]
 DEAD_RANGE: Range = (-1.0, 1.0)
 """Range of an activation that was 0 throughout: without a scale of its own, +-1 lets it come back to life."""
 
+_NOTHING = 1e-20  # magnitude below which an activation is 0: products of such scales are no float32 numbers
+
 CalibrationData = Tensor | Iterable[Any]
 
 
@@ -79,8 +81,8 @@ def observe(captured: Captured, data: CalibrationData, rule: RangeRule | None = 
 
     Returns:
         (min, max) by ONNX value name, min < max: JSON-serialisable, and joined with `merge_ranges`. A
-        constant activation's range is extended to 0; one that was 0 throughout gets `DEAD_RANGE` and a
-        warning.
+        constant activation's range is extended to 0; one that was 0 throughout (or as good as 0) gets
+        `DEAD_RANGE`; each with a warning.
 
     Raises:
         InvalidInput: no data, or a batch of another shape or dtype than captured.
@@ -178,19 +180,20 @@ def _computed_from_input(graph: fx.Graph) -> list[fx.Node]:
 
 def _widened(ranges: dict[str, Range]) -> dict[str, Range]:
     """Ranges without a zero width."""
-    dead = [name for name, bounds in ranges.items() if bounds == (0.0, 0.0)]
-    if dead:
-        warnings.warn(
-            f"activations that were 0 for all calibration data: {', '.join(dead)}. They get the range "
-            f"{DEAD_RANGE}; calibrate with more data, or check whether these layers are dead.",
-            stacklevel=3,
-        )
+    dead = [name for name, bounds in ranges.items() if max(map(abs, bounds)) < _NOTHING]
+    constant = [name for name, (low, high) in ranges.items() if low == high and name not in dead]
+    for names, what, remedy in (
+        (dead, "were 0 for", f"They get the range {DEAD_RANGE}"),
+        (constant, "did not change over", "Their range reaches from 0 to their value"),
+    ):
+        if names:
+            warnings.warn(
+                f"activations that {what} all calibration data: {', '.join(names)}. {remedy}; "
+                "calibrate with more data, or check whether these layers are dead.",
+                stacklevel=3,
+            )
     return {
-        name: DEAD_RANGE
-        if low == high == 0.0
-        else (min(low, 0.0), max(high, 0.0))
-        if low == high
-        else (low, high)
+        name: DEAD_RANGE if name in dead else (min(low, 0.0), max(high, 0.0)) if low == high else (low, high)
         for name, (low, high) in ranges.items()
     }
 

@@ -16,9 +16,12 @@ import onnx
 import torch
 from torch import Tensor, fx, nn
 
-from npu_wire.errors import InvalidInput, UnsupportedModel
+from npu_wire.errors import InvalidInput, NpuError
+from trainer_client.qat.admission import admitted, require_one_device
 from trainer_client.qat.attention import write_out_attention
 from trainer_client.qat.fold import VALUE_NAME, value_name
+from trainer_client.qat.refusal import refusal
+from trainer_client.qat.strides import forget_strides, pool_without_strides
 
 OPSET_VERSION = 20
 _EXPORTER_LOGGER = "torch.onnx._internal.exporter._registration"
@@ -83,31 +86,36 @@ def capture(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Ca
             1-tuple.
 
     Raises:
-        InvalidInput: several inputs or outputs, or dtypes other than float32.
-        UnsupportedModel: `torch.export` or the ONNX exporter cannot capture the model; the message holds the
-            reason.
+        InvalidInput: several inputs or outputs, dtypes other than float32, several devices, or a model that
+            cannot run on the example.
+        UnsupportedModel: `torch.export` or the ONNX exporter cannot capture the model; the message says what,
+            where, and what to do.
     """
-    example = _single_input(example_inputs)
-    _require_float32(model)
+    model = admitted(model)
+    given = _single_input(example_inputs)
+    require_one_device(model, given)
     # torch.export takes a batch of 1 for a constant, so the batch that it sees has two samples.
-    example = torch.cat([example[:1], example[:1]])
+    example = torch.cat([given[:1], given[:1]])
     with _evaluation_mode(model), _quiet_exporter():
-        output_shape = _output_shape(model, example)
         try:
+            stage = "torch.export"
             exported = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+            output_shape = _output_shape(model, exported)
             write_out_attention(exported)
-        except Exception as error:
-            raise UnsupportedModel(_capture_failure(model, "torch.export", error)) from error
-        try:
+            pool_without_strides(exported)
+            stage = "the ONNX exporter"
             program = torch.onnx.export(
                 exported, dynamo=True, optimize=False, opset_version=OPSET_VERSION, verbose=False
             )
+        except NpuError:
+            raise
         except Exception as error:
-            raise UnsupportedModel(_capture_failure(model, "the ONNX exporter", error)) from error
+            raise refusal(model, lambda: model(given), stage, error) from error
         assert program is not None
         assert program.exported_program is not None
         graph = program.exported_program.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
+    forget_strides(graph)
     proto = program.model_proto
     for node in graph.graph.nodes:
         if (
@@ -150,39 +158,25 @@ def _single_input(example_inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
     return example.detach()
 
 
-def _require_float32(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.dtype != torch.float32:
-            raise InvalidInput(
-                f"parameter {name!r} is {parameter.dtype}, expected torch.float32; "
-                "convert the model with .float()"
-            )
-
-
-def _output_shape(model: nn.Module, example: Tensor) -> tuple[int, ...]:
+def _output_shape(model: nn.Module, program: torch.export.ExportedProgram) -> tuple[int, ...]:
     """Shape of the output without the batch dimension, for a model that returns one float32 tensor."""
-    with torch.no_grad():
-        output = model(example)
-    if not isinstance(output, Tensor):
+    outputs = program.graph.output_node().args[0]
+    assert isinstance(outputs, tuple | list)
+    structure = program.call_spec.out_spec
+    output = outputs[-1].meta.get("val") if outputs and isinstance(outputs[-1], fx.Node) else None
+    if structure is None or not structure.is_leaf() or not isinstance(output, Tensor):
+        returned = "no tensor" if structure is None or structure.is_leaf() else f"a {structure.type.__name__}"
         raise InvalidInput(
-            f"the model returns a {type(output).__name__}; exactly one tensor as its output is supported. "
+            f"{type(model).__name__} returns {returned}; exactly one tensor as its output is supported. "
             "Wrap the model in a module that returns one tensor."
         )
-    if output.dtype != torch.float32 or output.ndim < 1 or output.shape[0] != example.shape[0]:
+    # The batch is a dimension without a size of its own: a fixed one that happens to be the example's is not.
+    if output.dtype != torch.float32 or output.ndim < 1 or isinstance(output.shape[0], int):
         raise InvalidInput(
-            f"the model returns {output.dtype} of shape {tuple(output.shape)} for a batch of "
-            f"{example.shape[0]}; expected torch.float32 with the batch as its first dimension"
+            f"{type(model).__name__} returns {output.dtype} of shape {tuple(output.shape)}; expected "
+            "torch.float32 with the batch as its first dimension. Wrap the model in a module that returns it."
         )
     return tuple(output.shape[1:])
-
-
-def _capture_failure(model: nn.Module, stage: str, error: Exception) -> str:
-    reason = str(error).strip() or type(error).__name__
-    return (
-        f"{stage} cannot capture {type(model).__name__}: {reason}\n"
-        "The forward must be traceable for any batch size: no control flow on tensor values, no fixed batch "
-        "dimension."
-    )
 
 
 @contextmanager

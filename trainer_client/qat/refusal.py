@@ -1,0 +1,156 @@
+"""Why a model cannot be captured: what, where in the user's model, and what to do about it.
+
+PyTorch's exporters explain themselves to people who develop exporters. What they raise is translated here by
+`_REASONS`, and the place is read from the traceback: it leads through the forward of the user's own modules.
+"""
+
+import re
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from npu_wire.errors import InvalidInput, NpuError, UnsupportedModel
+
+_TORCH = str(Path(torch.__file__).parent)
+_OURS = str(Path(__file__).parent)
+_LONGEST = 300
+
+# What the exporters' errors say, what that means, and the remedy. The first that fits counts.
+_REASONS = (
+    (
+        r"GuardOnDataDependent|data-dependent (expression|guard|operator)|DynamicOutputShape"
+        r"|Could not (guard|extract)|_local_scalar_dense|unbacked|PendingUnbackedSymbol",
+        "the forward decides by the value of a tensor (if, while, int(), .item(), nonzero)",
+        "Let every sample take the same path: torch.where(condition, a, b) in place of `if`, tensors in "
+        "place of Python numbers, a fixed number of results",
+    ),
+    (
+        r"Constraints violated|specialized it to be a constant|ConstraintViolation|input of size .*\bs\d",
+        "the forward works for one size of batch only",
+        "Take the size from the input (x.shape[0], or -1 in reshape), and neither loop over the batch nor "
+        "keep tensors with as many rows as the batch",
+    ),
+    (
+        r"\.numpy\(\) is not supported|can't convert .* to numpy|to_numpy|__array__",
+        "the forward, or a hook, leaves PyTorch for NumPy",
+        "Compute with torch operations, and remove the hook before prepare()",
+    ),
+    (
+        r"ScriptModule",
+        "the model is TorchScript, which has no Python left to capture",
+        "Give prepare() the module that was scripted or traced",
+    ),
+    (
+        r"No ONNX function found for <OpOverload\(op='(?P<operator>[^']+)'",
+        "the operator {operator} has no translation to ONNX, in which networks travel to the NPU",
+        "Write it with other torch operators, or keep what it computes out of the model. Where it computes "
+        "a weight (a parametrization), torch.nn.utils.parametrize.remove_parametrizations makes it plain",
+    ),
+    (
+        r"Unsupported (input|output|return) type|pytree|not supported as (an )?output|Unknown type",
+        "an input or output is of a type that torch.export does not know",
+        "Return tensors, in tuples, lists, dicts, or dataclasses that torch.export.register_dataclass knows",
+    ),
+    (
+        r"Inference tensors",
+        "its tensors were made under torch.inference_mode(), and cannot be trained",
+        "Build and load the model outside of it",
+    ),
+    (
+        r"is not on the expected device|on the same device|different devices|same device",
+        "its tensors are on several devices",
+        "Bring model and example to one device, with .to(device)",
+    ),
+    (
+        r"expected scalar type|same dtype|dtypes? .*(mismatch|different|match)|must match",
+        "its tensors have several dtypes or shapes that do not go together",
+        "Convert the whole model, buffers included, with .float()",
+    ),
+)
+_UNKNOWN = (
+    "it cannot be traced",
+    "The forward must be torch operations on tensors, for any size of batch, without control flow on values",
+)
+
+
+def refusal(model: nn.Module, run: Callable[[], Any], stage: str, error: Exception) -> NpuError:
+    """The error for a model that could not be captured.
+
+    Args:
+        model: the user's model.
+        run: calls the model on the user's own example.
+        stage: who could not, such as "torch.export".
+        error: what it raised.
+
+    Returns:
+        InvalidInput if the model cannot even run on the example, else UnsupportedModel.
+    """
+    name = type(model).__name__
+    alone = _raised(run)
+    if alone is not None:
+        return InvalidInput(
+            f"{name} cannot run on example_inputs, even without an NPU: {_words(alone)}"
+            f"{_place(model, alone)}. Make `model.eval()(example_inputs)` work first: shapes, dtypes "
+            "and devices must fit the model."
+        )
+    text = "\n".join(f"{type(e).__name__} {e}" for e in _chain(error))
+    fitting = ((re.search(pattern, text), what, remedy) for pattern, what, remedy in _REASONS)
+    what, remedy = next(
+        ((what.format(**found.groupdict()), remedy) for found, what, remedy in fitting if found), _UNKNOWN
+    )
+    return UnsupportedModel(
+        f"{stage} cannot capture {name}: {what}{_place(model, error)}. {remedy}. ({_words(error)})"
+    )
+
+
+def _raised(run: Callable[[], Any]) -> Exception | None:
+    try:
+        with torch.no_grad():
+            run()
+    except Exception as error:
+        error.__context__ = None  # the exporter's error, which is being handled meanwhile
+        return error
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def _words(error: Exception) -> str:
+    """The innermost error's own words, in one line of bearable length."""
+    innermost = list(_chain(error))[-1]
+    lines = str(innermost).strip().splitlines() or [""]
+    return f"{type(innermost).__name__}: {lines[0][:_LONGEST]}".rstrip(": ")
+
+
+def _place(model: nn.Module, error: Exception) -> str:
+    """Where in the user's model: the path of the module and the line of the user's code, as far as known."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    path = line = None
+    for link in _chain(error):
+        for frame, number in traceback.walk_tb(link.__traceback__):
+            owner = frame.f_locals.get("self")
+            if id(owner) in paths:
+                path = paths[id(owner)]
+            node = frame.f_locals.get("node")
+            if isinstance(node, fx.Node) and node.meta.get("nn_module_stack"):
+                path = list(node.meta["nn_module_stack"].values())[-1][0]
+            elif path is not None and _is_users(frame):
+                line = f"{frame.f_code.co_filename}:{number}"
+    at = (
+        "" if path is None else f", in the module {path!r}" if path else f", in {type(model).__name__} itself"
+    )
+    return at + (f" ({line})" if line else "")
+
+
+def _is_users(frame: FrameType) -> bool:
+    return not frame.f_code.co_filename.startswith((_TORCH, _OURS, "<"))
