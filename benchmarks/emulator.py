@@ -113,7 +113,7 @@ def compiled(captured: Captured, x: torch.Tensor, profile: str) -> tuple[Program
     backend = EmulatorBackend(BackendOptions(profile=profile, threads=1))
     backend.open()
     program = backend.compile(captured.onnx, observe(captured, x))
-    entry = program.layer_map.input
+    entry = program.layer_map.inputs[0]
     return program, quantize(x.numpy(), entry.scale, entry.zero_point)
 
 
@@ -139,7 +139,7 @@ def medians(contestants: dict[str, Callable[[], object]], rounds: int) -> Iterat
 def forward_of(program: Program, codes: Int8Array) -> Callable[[], object]:
     """One forward that yields every layer's tensor."""
     taps = range(len(program.layer_map.layers))
-    return lambda: [None for _ in program.forward(codes, taps)]
+    return lambda: [None for _ in program.forward(program.layer_map.named(codes), taps)]
 
 
 def print_layers(program: Program, codes: Int8Array, rounds: int) -> None:
@@ -147,7 +147,7 @@ def print_layers(program: Program, codes: Int8Array, rounds: int) -> None:
     taken: dict[int, list[float]] = defaultdict(list)
     layers = program.layer_map.layers
     for _ in range(rounds):
-        for tensor in filter(None, program.forward(codes, range(len(layers)))):
+        for tensor in filter(None, program.forward(program.layer_map.named(codes), range(len(layers)))):
             taken[tensor.layer].append((tensor.end_ns - tensor.start_ns) / 1e6)
     totals: dict[str, float] = defaultdict(float)
     for index, values in taken.items():

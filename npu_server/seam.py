@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from npu_wire.device import Capabilities
-from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
+from npu_wire.layer_map import Array, Float32Array, Int8Array, LayerMap
 
 ENTRY_POINT_GROUP = "npu_server.backends"
 
@@ -71,7 +71,7 @@ class Program(Protocol):
 
     @property
     def layer_map(self) -> LayerMap:
-        """Every INT8 tensor, the same for the program's life; the last layer yields the model's output."""
+        """Inputs, layers and outputs, the same for the program's life."""
         ...
 
     @property
@@ -88,8 +88,10 @@ class Program(Protocol):
         """
         ...
 
-    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor | None]:
-        """Runs one batch and yields each tapped layer's output as soon as it is there; the last one always.
+    def forward(self, inputs: Mapping[str, Array], taps: Collection[int]) -> Iterator[LayerTensor | None]:
+        """Runs one batch and yields each tapped layer's tensor as soon as it is there.
+
+        The tensors of `layer_map.output_layers` are always yielded.
 
         After a layer that is not tapped it yields None, and so it may in the middle of a long one. So the
         caller has control at every layer: it may close the iterator there, or go on later and let other
@@ -97,8 +99,10 @@ class Program(Protocol):
         when it is there, and no None.
 
         Args:
-            batch: int8, shape (n, *layer_map.input.shape) with 1 <= n <= max_batch.
-            taps: positions in `layer_map.layers` of the outputs to yield.
+            inputs: exactly those of `layer_map.inputs`, by name: int8 codes of shape (n, *spec.shape) for a
+                quantized one; the spec's dtype and (n, *spec.shape), or spec.shape where it is not batched,
+                for a raw one; 1 <= n <= max_batch, the same in all. They are the caller's: read only.
+            taps: positions in `layer_map.layers` of the tensors to yield.
         """
         ...
 

@@ -8,28 +8,21 @@ of another copies its bytes once more, and so does every access of a `bytes` fie
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from npu_wire.errors import InvalidInput
-from npu_wire.layer_map import MemoryLayout
+from npu_wire.layer_map import NUMPY_TYPES, WIRE_TYPES, Array, InputSpec, MemoryLayout, TensorSpec
 from npu_wire.v1 import tensor_pb2
 
 CHUNK_BYTES = 2 * 2**20
 MAX_NAME_LENGTH = 1024
 MAX_RANK = 8
 
-Array = npt.NDArray[Any]
-
-_WIRE_TYPE: dict[np.dtype[Any], tensor_pb2.DataType] = {
-    np.dtype(np.int8): tensor_pb2.DATA_TYPE_INT8,
-    np.dtype(np.float32): tensor_pb2.DATA_TYPE_FLOAT32,
-}
-_DTYPE = {code: dtype for dtype, code in _WIRE_TYPE.items()}
+_LEGAL_TYPES = ", ".join(tensor_pb2.DataType.Name(code).removeprefix("DATA_TYPE_") for code in NUMPY_TYPES)
 
 if sys.byteorder != "little":  # pragma: no cover
     raise ImportError(
@@ -43,7 +36,7 @@ class TensorHeader:
 
     Attributes:
         name: ONNX value or initializer name.
-        dtype: int8 or float32.
+        dtype: a key of `npu_wire.layer_map.WIRE_TYPES`.
         shape: logical shape, all sizes >= 1.
         layout: order of the elements in the bytes.
     """
@@ -66,7 +59,13 @@ class TensorHeader:
         return self.shape
 
     def view(self, raw: bytes | Array) -> Array:
-        """The tensor that `raw` holds, logical shape, without a copy and read-only."""
+        """The tensor that `raw` holds, logical shape, without a copy and read-only.
+
+        Raises:
+            InvalidInput: a boolean that is neither 0 nor 1.
+        """
+        if self.dtype == np.bool_ and np.frombuffer(raw, np.uint8).max() > 1:
+            raise InvalidInput(f"tensor '{self.name}': a boolean is one byte, 0 or 1")
         array = np.frombuffer(raw, self.dtype).reshape(self.wire_shape)
         array.flags.writeable = False
         return np.moveaxis(array, -1, 1) if self.layout is MemoryLayout.CHANNELS_LAST else array
@@ -81,9 +80,9 @@ def header_of(chunk: tensor_pb2.TensorChunk) -> TensorHeader:
     name = chunk.name
     if not 0 < len(name) <= MAX_NAME_LENGTH:
         raise InvalidInput(f"a tensor's name has {len(name)} characters; legal are 1 to {MAX_NAME_LENGTH}")
-    dtype = _DTYPE.get(chunk.dtype)
+    dtype = NUMPY_TYPES.get(chunk.dtype)
     if dtype is None:
-        raise InvalidInput(f"tensor '{name}': unknown data type {chunk.dtype}; legal are INT8 and FLOAT32")
+        raise InvalidInput(f"tensor '{name}': unknown data type {chunk.dtype}; legal are {_LEGAL_TYPES}")
     shape = tuple(chunk.shape)
     if len(shape) > MAX_RANK or not all(shape):
         raise InvalidInput(f"tensor '{name}': illegal shape {shape}; legal are up to {MAX_RANK} sizes >= 1")
@@ -98,12 +97,46 @@ def header_of(chunk: tensor_pb2.TensorChunk) -> TensorHeader:
     return TensorHeader(name, dtype, shape, layout)
 
 
+def input_header(spec: InputSpec, samples: int) -> TensorHeader:
+    """What the chunks of an input say in a batch of so many samples."""
+    if isinstance(spec, TensorSpec):
+        return TensorHeader(spec.name, np.dtype(np.int8), (samples, *spec.shape), spec.layout)
+    return TensorHeader(spec.name, spec.dtype, (samples, *spec.shape) if spec.batched else spec.shape)
+
+
+def check_inputs(specs: Sequence[InputSpec], inputs: Mapping[str, Array], max_batch: int) -> int:
+    """Checks the inputs of a batch and returns how many samples they hold.
+
+    Args:
+        specs: what the program wants; at least one with a batch dimension.
+        inputs: arrays by name.
+        max_batch: most samples.
+
+    Raises:
+        InvalidInput: another name, dtype or shape than wanted, no sample or too many.
+    """
+    if inputs.keys() != {spec.name for spec in specs}:
+        raise InvalidInput(f"inputs {sorted(inputs)} came; due are {[spec.name for spec in specs]}")
+    shapes = [inputs[x.name].shape for x in specs if isinstance(x, TensorSpec) or x.batched]
+    samples = shapes[0][0] if shapes[0] else 0
+    for spec in specs:
+        array, due = inputs[spec.name], input_header(spec, samples)
+        if array.dtype != due.dtype or array.shape != due.shape:
+            raise InvalidInput(
+                f"input '{spec.name}' is {array.dtype} of shape {array.shape}; "
+                f"it must be {due.dtype} of shape {due.shape}"
+            )
+    if not 1 <= samples <= max_batch:
+        raise InvalidInput(f"the batch has {samples} samples; this NPU takes 1 to {max_batch}")
+    return samples
+
+
 class OutgoingTensor:
     """A tensor on its way out, to be written chunk by chunk into messages.
 
     Args:
         name: ONNX value or initializer name.
-        array: int8 or float32, any strides.
+        array: of a dtype in `npu_wire.layer_map.WIRE_TYPES`, any strides.
         layout: order of the elements on the wire; an array that already lies so in memory is not copied.
 
     Raises:
@@ -111,8 +144,8 @@ class OutgoingTensor:
     """
 
     def __init__(self, name: str, array: Array, layout: MemoryLayout = MemoryLayout.CONTIGUOUS) -> None:
-        if array.dtype not in _WIRE_TYPE:
-            raise InvalidInput(f"tensor '{name}' is {array.dtype}; only int8 and float32 can be sent")
+        if array.dtype not in WIRE_TYPES:
+            raise InvalidInput(f"tensor '{name}' is {array.dtype}; legal are {_LEGAL_TYPES}")
         if array.size == 0:
             raise InvalidInput(f"tensor '{name}' of shape {array.shape} is empty")
         self.header = TensorHeader(name, array.dtype, array.shape, layout)
@@ -127,7 +160,7 @@ class OutgoingTensor:
         """Fills an empty chunk message with the bytes from `offset` on."""
         header = self.header
         chunk.name = header.name
-        chunk.dtype = _WIRE_TYPE[header.dtype]
+        chunk.dtype = WIRE_TYPES[header.dtype]
         chunk.shape.extend(header.shape)
         chunk.layout = header.layout.value
         chunk.offset = offset

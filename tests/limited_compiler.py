@@ -102,16 +102,17 @@ def main() -> None:
     from npu_server.backends.reference import ReferenceBackend
     from npu_server.seam import BackendOptions
     from npu_wire.errors import NpuError
+    from npu_wire.tensors import input_header
 
     def work(model: bytes, ranges: dict[str, tuple[float, float]]) -> Answer:
         try:
             program = backend.compile(model, ranges)
             layer_map = program.layer_map
-            sizes = [spec.output.shape for spec in layer_map.layers] + [layer_map.input.shape]
+            headers = [input_header(spec, 1) for spec in layer_map.inputs]
+            sizes = [spec.shape for spec in layer_map.tensors.values()] + [header.shape for header in headers]
             if sum(int(np.prod(shape, dtype=object)) for shape in sizes) < 10**6:
-                for _ in program.forward(
-                    np.ones((1, *layer_map.input.shape), np.int8), range(len(layer_map.layers))
-                ):
+                inputs = {header.name: np.ones(header.shape, header.dtype) for header in headers}
+                for _ in program.forward(inputs, range(len(layer_map.layers))):
                     pass
         except NpuError as error:
             return Answer(type(error).__name__, str(error))

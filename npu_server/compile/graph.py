@@ -11,6 +11,7 @@ from npu_server.compile.operands import Stuffing as Stuffing
 from npu_server.compile.operands import Taps as Taps
 from npu_server.compile.operands import Weights as Weights
 from npu_server.compile.operands import Window as Window
+from npu_wire.layer_map import RawSpec
 
 
 @dataclass(frozen=True)
@@ -354,21 +355,34 @@ class Operation:
 
 
 @dataclass(frozen=True)
-class Graph:
-    """A network with one input and one output, in the order of execution: the last operation yields it."""
+class Entry:
+    """An input that becomes INT8: its name, and its shape without the batch."""
 
-    input: str
-    input_shape: Shape
-    output: str
+    name: str
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network.
+
+    Attributes:
+        inputs: in the model's order; those that no operation reads as well.
+        outputs: names of the activations from which the model's outputs follow, each once.
+        operations: in the order of execution.
+    """
+
+    inputs: tuple[Entry | RawSpec, ...]
+    outputs: tuple[str, ...]
     operations: tuple[Operation, ...]
 
     def with_operations(self, operations: list[Operation]) -> "Graph":
         """The same network after a rewrite."""
-        return Graph(self.input, self.input_shape, self.output, tuple(operations))
+        return replace(self, operations=tuple(operations))
 
     def uses(self) -> dict[str, int]:
-        """How often each activation is consumed; the network's output counts as consumed once more."""
-        count = {self.output: 1}
+        """How often each activation is consumed; each output of the network counts once more."""
+        count = dict.fromkeys(self.outputs, 1)
         for operation in self.operations:
             for name in operation.inputs:
                 count[name] = count.get(name, 0) + 1

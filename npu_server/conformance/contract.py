@@ -102,15 +102,15 @@ def rows_are_independent(probe: Probe) -> None:
 
 
 def taps_change_nothing(probe: Probe) -> None:
-    """Which layers are tapped decides what comes, not which values; the last layer always comes."""
+    """Which layers are tapped decides what comes, not which values; the outputs always come."""
     session = probe.compile()
     layers = session.layer_map.layers
-    last = len(layers) - 1
-    whole = session.run(probe.batch, range(len(layers)))
+    inputs, always = session.layer_map.named(probe.batch), session.layer_map.output_layers
+    whole = session.run(inputs, range(len(layers)))
     for taps in ((), *((layer,) for layer in range(len(layers)))):
-        got = session.run(probe.batch, taps)
-        if got.keys() != {*taps, last}:
-            raise Broken(f"layers {sorted(got)} came for taps {taps}; due are {sorted({*taps, last})}")
+        got = session.run(inputs, taps)
+        if got.keys() != always.union(taps):
+            raise Broken(f"layers {sorted(got)} came for taps {taps}; due are {sorted(always.union(taps))}")
         named = {layers[i].name: tensor for i, tensor in got.items()}
         same(named, {layers[i].name: whole[i] for i in got}, f"taps {taps}")
 
@@ -121,9 +121,10 @@ def batch_limits(probe: Probe) -> None:
     if largest < 1:
         raise Broken(f"max_batch is {largest}; a device takes 1 sample at least")
     before = run_all(session, probe.batch)
-    shape = session.layer_map.input.shape
+    (entry,) = session.layer_map.inputs
+    shape = entry.shape
     full = min(largest, _LARGEST_BATCH_TRIED)
-    outputs = session.run(np.zeros((full, *shape), np.int8), ())
+    outputs = session.run({entry.name: np.zeros((full, *shape), np.int8)}, ())
     if {len(tensor) for tensor in outputs.values()} != {full}:
         raise Broken(f"a batch of {full} samples gives {[t.shape for t in outputs.values()]}")
     wrong: list[tuple[str, Any]] = [
@@ -136,9 +137,10 @@ def batch_limits(probe: Probe) -> None:
     if largest < _LARGEST_BATCH_TRIED:
         wrong.append((f"a batch of max_batch + 1 = {largest + 1}", np.zeros((largest + 1, *shape), np.int8)))
     for what, batch in wrong:
-        raises(InvalidInput, lambda batch=batch: session.run(batch, ()), what)  # type: ignore[misc]
+        raises(InvalidInput, lambda batch=batch: session.run({entry.name: batch}, ()), what)  # type: ignore[misc]
     beyond = len(session.layer_map.layers)
-    raises(InvalidInput, lambda: session.run(probe.batch, (beyond,)), f"a tap of layer {beyond}")
+    named = {entry.name: probe.batch}
+    raises(InvalidInput, lambda: session.run(named, (beyond,)), f"a tap of layer {beyond}")
     same(run_all(session, probe.batch), before, "after refused batches")
 
 
@@ -172,7 +174,7 @@ def scales_are_true(probe: Probe) -> None:
     """Dequantized by the layer map, every layer is about what the float network computes."""
     sparse = probe.sparse_weights()
     session = probe.compile(sparse)
-    entry = session.layer_map.input
+    (entry,) = session.layer_map.quantized_inputs
     rng = np.random.default_rng(9)
     # Small inputs and few weights, so that neither a code nor a narrow accumulator overflows.
     low, high = max(entry.zero_point - 16, -128), min(entry.zero_point + 16, 127)

@@ -20,7 +20,8 @@ def _program(probe: Probe) -> Program:
 
 def _all_layers(program: Program, batch: Int8Array) -> Iterator[LayerTensor]:
     every = range(len(program.layer_map.layers))
-    return (tensor for tensor in program.forward(batch, every) if tensor is not None)
+    inputs = program.layer_map.named(batch)
+    return (tensor for tensor in program.forward(inputs, every) if tensor is not None)
 
 
 def tensors_stay(probe: Probe) -> None:
@@ -32,7 +33,7 @@ def tensors_stay(probe: Probe) -> None:
     for _ in _all_layers(program, probe.batch[::-1].copy()):
         pass
     program.load_weights(probe.other_weights())
-    for _ in program.forward(probe.batch, ()):
+    for _ in program.forward(program.layer_map.named(probe.batch), ()):
         pass
     program.close()
     for tensor, content in held:
@@ -143,7 +144,8 @@ def paused_between_layers(probe: Probe) -> None:
 def negative_tap(probe: Probe) -> None:
     """Layer -1 is no layer."""
     program = _program(probe)
-    raises(InvalidInput, lambda: list(program.forward(probe.batch, (-1,))), "a tap of layer -1")
+    inputs = program.layer_map.named(probe.batch)
+    raises(InvalidInput, lambda: list(program.forward(inputs, (-1,))), "a tap of layer -1")
     program.close()
 
 

@@ -91,7 +91,7 @@ class FloatJudge:
     def expect(self, trial: Trial) -> dict[str, Int8Array]:
         """Rounded codes of all layers, each computed from the backend's own inputs of that layer."""
         assert trial.layer_map is not None
-        entry = trial.layer_map.input
+        (entry,) = trial.layer_map.quantized_inputs
         specs = {layer.name: layer.output for layer in trial.layer_map.layers}
         values: dict[str, Array] = {**trial.case.initializers, entry.name: _real(trial.batch, entry)}
         expected: dict[str, Int8Array] = {}

@@ -5,38 +5,46 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from npu_wire.layer_map import INT8_MAX, INT8_MIN, Int8Array, LayerMap, LayerSpec, TensorSpec
+from npu_wire.layer_map import INT8_MAX, INT8_MIN, Array, Int8Array, LayerMap, LayerSpec, TensorSpec
 
 _LINEAR = ("Conv", "Gemm", "Add", "Sub", "MatMul")
 """Operators that only the ends of INT8 bound."""
 
 
-def violations(layer_map: LayerMap, batch: Int8Array, outputs: Mapping[str, Int8Array]) -> Iterator[str]:
+def violations(
+    layer_map: LayerMap, inputs: Mapping[str, Array], outputs: Mapping[str, Int8Array]
+) -> Iterator[str]:
     """Tells each thing in a layer map that is illegal or that the tensors contradict.
 
     Args:
         layer_map: of the program.
-        batch: what it was run on.
+        inputs: what it was run on, by name.
         outputs: every layer's output by name.
     """
     if not layer_map.layers:
         yield "the layer map has no layers"
         return
-    known = {layer_map.input.name: (layer_map.input, batch)}
-    yield from _illegal(layer_map.input)
+    known = {spec.name: (spec, inputs[spec.name]) for spec in layer_map.quantized_inputs}
+    raw = inputs.keys() - known.keys()
+    samples = next(len(inputs[x.name]) for x in layer_map.inputs if isinstance(x, TensorSpec) or x.batched)
+    for spec in layer_map.quantized_inputs:
+        yield from _illegal(spec)
+    for name in layer_map.outputs:
+        if name not in layer_map.tensors:
+            yield f"the layer map names the output '{name}', which is none of its tensors"
     for layer in layer_map.layers:
         spec = layer.output
         if spec.name in known:
             yield f"the layer map has '{spec.name}' twice"
         yield from _illegal(spec)
-        unknown = [name for name in layer.inputs if name not in known]
+        unknown = [name for name in layer.inputs if name not in known and name not in raw]
         if unknown:
             yield f"layer '{spec.name}' reads '{unknown[0]}', which nothing before it yields"
         tensor = outputs.get(spec.name)
         if tensor is None:
             yield f"layer '{spec.name}' was tapped and not yielded"
             continue
-        expected = (len(batch), *spec.shape)
+        expected = (samples, *spec.shape)
         if tensor.dtype != np.int8 or tensor.shape != expected:
             yield f"'{spec.name}' is {tensor.dtype} {tensor.shape}; its layer map promises int8 {expected}"
         elif not unknown:

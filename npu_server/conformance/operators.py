@@ -79,11 +79,10 @@ class _Tally:
         if trial.refusal is not None or trial.layer_map is None:
             self._add_refusal(trial, title)
             return
-        for problem in violations(trial.layer_map, trial.batch, trial.outputs):
+        for problem in violations(trial.layer_map, trial.layer_map.named(trial.batch), trial.outputs):
             self.fail(f"{title}: {problem}")
-        last = trial.layer_map.output.name
-        if last != OUTPUT:
-            self.fail(f"{title}: the last layer yields '{last}'; the model's output is '{OUTPUT}'")
+        if trial.layer_map.outputs != (OUTPUT,):
+            self.fail(f"{title}: the outputs are {trial.layer_map.outputs}; the model's is '{OUTPUT}'")
         try:
             expected = self._judge.expect(trial)
         except UnsupportedModel:

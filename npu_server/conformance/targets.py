@@ -8,7 +8,7 @@ import numpy as np
 from npu_server.seam import Backend, Program, Ranges
 from npu_wire.device import Capabilities
 from npu_wire.errors import DeviceFault
-from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
+from npu_wire.layer_map import Array, Float32Array, Int8Array, LayerMap
 
 
 class Session(Protocol):
@@ -16,15 +16,15 @@ class Session(Protocol):
 
     @property
     def layer_map(self) -> LayerMap:
-        """Every INT8 tensor."""
+        """Inputs, layers and outputs."""
         ...
 
     def load_weights(self, tensors: Mapping[str, Float32Array]) -> None:
         """Replaces initializers; see `npu_server.seam.Program.load_weights`."""
         ...
 
-    def run(self, batch: Int8Array, taps: Collection[int]) -> dict[int, Int8Array]:
-        """Outputs of the tapped layers and the last one, in arrays of their own."""
+    def run(self, inputs: Mapping[str, Array], taps: Collection[int]) -> dict[int, Int8Array]:
+        """Tensors of the tapped layers and of the outputs, in arrays of their own."""
         ...
 
     def close(self) -> None:
@@ -95,11 +95,11 @@ class LocalSession:
         """Replaces initializers."""
         self.program.load_weights(tensors)
 
-    def run(self, batch: Int8Array, taps: Collection[int]) -> dict[int, Int8Array]:
+    def run(self, inputs: Mapping[str, Array], taps: Collection[int]) -> dict[int, Int8Array]:
         """Copies each tensor at the moment when it is yielded."""
         return {
             tensor.layer: np.array(tensor.data)
-            for tensor in self.program.forward(batch, taps)
+            for tensor in self.program.forward(inputs, taps)
             if tensor is not None
         }
 
@@ -108,8 +108,8 @@ class LocalSession:
         self.program.close()
 
 
-def run_all(session: Session, batch: Int8Array) -> dict[str, Int8Array]:
-    """Every layer's output by name."""
+def run_all(session: Session, *inputs: Array) -> dict[str, Int8Array]:
+    """Every layer's tensor by name, of inputs in the layer map's order."""
     layers = session.layer_map.layers
-    outputs = session.run(batch, range(len(layers)))
+    outputs = session.run(session.layer_map.named(*inputs), range(len(layers)))
     return {layers[position].name: tensor for position, tensor in outputs.items()}

@@ -14,13 +14,16 @@ from npu_wire.channel import Security, open_channel, parse_endpoint, status_part
 from npu_wire.device import Capabilities, capabilities_from_proto
 from npu_wire.errors import DeviceFault, InvalidInput, NpuError, from_status
 from npu_wire.layer_map import (
+    Array,
     Float32Array,
     Int8Array,
     LayerMap,
+    MemoryLayout,
+    TensorSpec,
+    input_spec_from_proto,
     layer_spec_from_proto,
-    tensor_spec_from_proto,
 )
-from npu_wire.tensors import Array, OutgoingTensor, TensorAssembler, split_bytes
+from npu_wire.tensors import OutgoingTensor, TensorAssembler, split_bytes
 from npu_wire.v1 import npu_pb2, npu_pb2_grpc, program_pb2
 
 
@@ -106,7 +109,9 @@ class RemoteSession:
         self._session_id = opened.session_id
         self._version = 0
         self.layer_map = LayerMap(
-            tensor_spec_from_proto(opened.input), tuple(layer_spec_from_proto(spec) for spec in opened.layers)
+            tuple(input_spec_from_proto(spec) for spec in opened.inputs),
+            tuple(layer_spec_from_proto(spec) for spec in opened.layers),
+            tuple(opened.outputs),
         )
 
     def load_weights(self, tensors: Mapping[str, Float32Array]) -> None:
@@ -122,7 +127,7 @@ class RemoteSession:
             raise DeviceFault("the server ended the stream without a word about the weights")
         self._version += 1
 
-    def run(self, batch: Int8Array, taps: Collection[int]) -> dict[int, Int8Array]:
+    def run(self, inputs: Mapping[str, Array], taps: Collection[int]) -> dict[int, Int8Array]:
         """Sends a batch and waits for all answers.
 
         Raises:
@@ -133,7 +138,7 @@ class RemoteSession:
         outputs: dict[int, Int8Array] = {}
         assembler: TensorAssembler | None = None
         done = False
-        for answer in self._stream(list(self._batch_requests(batch, taps))):
+        for answer in self._stream(list(self._batch_requests(inputs, taps))):
             done = done or answer.HasField("done")
             if not answer.HasField("tensor"):
                 continue
@@ -167,15 +172,20 @@ class RemoteSession:
         except grpc.RpcError as error:
             raise self._target.translate(error) from None
 
-    def _batch_requests(self, batch: Int8Array, taps: Collection[int]) -> Iterator[npu_pb2.ForwardRequest]:
-        outgoing = OutgoingTensor(self.layer_map.input.name, batch, self.layer_map.input.layout)
-        for offset in outgoing.offsets():
-            request = npu_pb2.ForwardRequest()
-            request.batch.batch_id, request.batch.weights_version = 1, self._version
-            if offset == 0:
-                request.batch.taps.extend(sorted(taps))
-            outgoing.write(request.batch.chunk, offset)
-            yield request
+    def _batch_requests(
+        self, inputs: Mapping[str, Array], taps: Collection[int]
+    ) -> Iterator[npu_pb2.ForwardRequest]:
+        wanted = sorted(taps)
+        for spec in self.layer_map.inputs:
+            layout = spec.layout if isinstance(spec, TensorSpec) else MemoryLayout.CONTIGUOUS
+            outgoing = OutgoingTensor(spec.name, inputs[spec.name], layout)
+            for offset in outgoing.offsets():
+                request = npu_pb2.ForwardRequest()
+                request.batch.batch_id, request.batch.weights_version = 1, self._version
+                request.batch.taps.extend(wanted)
+                wanted = []
+                outgoing.write(request.batch.chunk, offset)
+                yield request
 
 
 def _compile_requests(model: bytes, ranges: Ranges) -> Iterator[npu_pb2.CompileRequest]:

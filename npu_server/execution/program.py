@@ -16,7 +16,8 @@ from npu_server.execution.slices import samples_at_once
 from npu_server.numerics.profile import Profile
 from npu_server.seam import LayerTensor, Ranges
 from npu_wire.errors import DeviceFault, InvalidInput, NonFiniteInput
-from npu_wire.layer_map import Float32Array, Int8Array, LayerMap, MemoryLayout
+from npu_wire.layer_map import Array, Float32Array, Int8Array, LayerMap, MemoryLayout
+from npu_wire.tensors import check_inputs
 
 Tensor = TypeVar("Tensor")
 Packed = TypeVar("Packed")
@@ -34,7 +35,7 @@ class Kernels(Protocol[Tensor, Packed]):
         ...
 
     def load(self, batch: Int8Array) -> Tensor:
-        """Takes the program's input, int8 (n, *shape)."""
+        """Takes a quantized input, int8 (n, *shape)."""
         ...
 
     def execute(self, layer: Layer, packed: Packed, inputs: list[Tensor]) -> Tensor:
@@ -78,7 +79,7 @@ class CompiledProgram:
 
     @property
     def layer_map(self) -> LayerMap:
-        """Every INT8 tensor of the program."""
+        """Inputs, layers and outputs."""
         return self._plan.layer_map
 
     @property
@@ -109,37 +110,43 @@ class CompiledProgram:
         self._constants = constants
         self._packed = [fresh.get(i, packed) for i, packed in enumerate(self._packed)]
 
-    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor | None]:
+    def forward(self, inputs: Mapping[str, Array], taps: Collection[int]) -> Iterator[LayerTensor | None]:
         """Runs one batch; see `npu_server.seam.Program.forward`.
 
         Weights that are loaded while a batch runs do not touch it.
 
         Raises:
-            InvalidInput: another dtype or shape than compiled, an empty or too large batch, a tap that does
-                not exist.
+            InvalidInput: another name, dtype or shape than compiled, an empty or too large batch, a tap that
+                does not exist.
             DeviceFault: the program is closed.
         """
-        self._check_batch(batch, taps)
-        return self._run(batch, frozenset(taps), self._packed)
+        samples = self._check_batch(inputs, taps)
+        return self._run(inputs, samples, self.layer_map.output_layers.union(taps), self._packed)
 
-    def _run(self, batch: Int8Array, taps: frozenset[int], packed: list[Any]) -> Iterator[LayerTensor | None]:
-        last = len(self._plan.layers) - 1
-        held = {-1: self._kernels.load(batch)}
+    def _run(
+        self, inputs: Mapping[str, Array], samples: int, wanted: frozenset[int], packed: list[Any]
+    ) -> Iterator[LayerTensor | None]:
+        held: dict[str, Any] = dict(inputs)
+        for spec in self.layer_map.quantized_inputs:
+            held[spec.name] = self._kernels.load(held[spec.name])
         for i, layer in enumerate(self._plan.layers):
             start_ns = time.monotonic_ns()
-            held[i] = yield from self._execute(i, packed[i], [held[source] for source in layer.inputs])
-            for source in set(layer.inputs):
+            name, sources = layer.spec.name, layer.spec.inputs
+            tensor = yield from self._execute(i, packed[i], [held[source] for source in sources], samples)
+            for source in set(sources):
                 if self._last_use[source] == i:
                     del held[source]
-            if i in taps or i == last:
-                data = self._kernels.export(layer, held[i])
+            if name in self._last_use:
+                held[name] = tensor
+            if i in wanted:
+                data = self._kernels.export(layer, tensor)
                 yield LayerTensor(i, data, start_ns, time.monotonic_ns())
             else:
                 yield None
 
-    def _execute(self, i: int, packed: Any, inputs: list[Any]) -> Generator[None, None, Any]:
+    def _execute(self, i: int, packed: Any, inputs: list[Any], samples: int) -> Generator[None, None, Any]:
         """One layer; where it is much work, some samples at a time, with a pause in between."""
-        (layer, packed), samples, at_once = packed, len(inputs[0]), self._at_once[i]
+        (layer, packed), at_once = packed, self._at_once[i]
         if samples <= at_once:
             return self._kernels.execute(layer, packed, inputs)
         parts: list[Any] = []
@@ -169,18 +176,15 @@ class CompiledProgram:
         if not np.isfinite(array).all():
             raise NonFiniteInput(f"weights {name!r} hold NaN or infinity; training has diverged")
 
-    def _check_batch(self, batch: Int8Array, taps: Collection[int]) -> None:
+    def _check_batch(self, inputs: Mapping[str, Array], taps: Collection[int]) -> int:
+        """Checks everything about a batch and returns how many samples it has."""
         if not self._packed:
             raise DeviceFault("the program is closed")
-        shape = self.layer_map.input.shape
-        if batch.dtype != np.int8 or batch.shape[1:] != shape or not 1 <= len(batch) <= self._max_batch:
-            raise InvalidInput(
-                f"batch is {batch.dtype} of shape {batch.shape}; expected int8 of shape "
-                f"(n, {', '.join(map(str, shape))}) with 1 <= n <= {self._max_batch}"
-            )
+        samples = check_inputs(self.layer_map.inputs, inputs, self._max_batch)
         for tap in taps:
             if not 0 <= tap < len(self._plan.layers):
                 raise InvalidInput(f"tap {tap}: the program has layers 0 to {len(self._plan.layers) - 1}")
+        return samples
 
 
 def compile_program(
@@ -197,5 +201,5 @@ def compile_program(
     return CompiledProgram(plan, constants, profile, kernels, max_batch)
 
 
-def _last_uses(plan: Plan) -> dict[int, int]:
-    return {source: i for i, layer in enumerate(plan.layers) for source in layer.inputs}
+def _last_uses(plan: Plan) -> dict[str, int]:
+    return {source: i for i, layer in enumerate(plan.layers) for source in layer.spec.inputs}

@@ -20,7 +20,7 @@ def samples_at_once(layer: Layer, layer_map: LayerMap, work: int) -> int:
     """
     if isinstance(layer.kernel, HostFloat):
         return 2**31  # float sums may round otherwise where the array has another shape
-    shapes = [(layer_map.layers[i].output if i >= 0 else layer_map.input).shape for i in layer.inputs]
+    shapes = [layer_map.tensors[name].shape for name in layer.spec.inputs]
     codes = math.prod(layer.shape) + sum(map(math.prod, shapes))
     return max(1, work // (math.prod(layer.shape) * _products(layer, shapes[0]) + codes * _PER_CODE))
 

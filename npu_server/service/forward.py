@@ -299,7 +299,7 @@ class ForwardStream:
     def _compute(self, batch: Batch, queued: int) -> Steps[None]:
         """Runs a batch, a layer a step."""
         queued_ns, watch = time.monotonic_ns() - queued, _Stopwatch()
-        for tensor in self._session.program.forward(batch.data, batch.taps):
+        for tensor in self._session.program.forward(batch.inputs, batch.wanted):
             if tensor is not None:
                 self._check(batch, tensor)
                 self._telemetry.layer(self._session.latency[tensor.layer], tensor.end_ns - tensor.start_ns)
@@ -310,15 +310,14 @@ class ForwardStream:
         device_ns = watch.stop()
         self._session.batches += 1
         self._telemetry.batch(queued_ns, device_ns)
-        self._ledger.give(batch.data.nbytes)
+        self._ledger.give(batch.nbytes)
         self._outbox.put(_Done(batch, queued_ns, device_ns))
 
     def _check(self, batch: Batch, tensor: LayerTensor) -> None:
-        last = len(self._session.layer_map.layers) - 1
-        if tensor.layer not in batch.taps and tensor.layer != last:
+        if tensor.layer not in batch.wanted:
             raise DeviceFault(f"the backend answered with layer {tensor.layer}, which was not tapped")
         spec = self._session.layer_map.layers[tensor.layer].output
-        shape = (batch.data.shape[0], *spec.shape)
+        shape = (batch.samples, *spec.shape)
         if tensor.data.dtype != np.int8 or tensor.data.shape != shape:
             raise DeviceFault(
                 f"the backend answered layer '{spec.name}' with {tensor.data.dtype} {tensor.data.shape} "

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from npu_wire.errors import InvalidInput, NonFiniteInput, QuotaExceeded
-from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
-from npu_wire.tensors import Array, TensorAssembler, TensorHeader, header_of
+from npu_wire.layer_map import Array, Float32Array, LayerMap, RawSpec
+from npu_wire.tensors import TensorAssembler, header_of, input_header
 from npu_wire.v1 import npu_pb2, tensor_pb2
 
 
@@ -26,12 +26,18 @@ class WeightUpdate:
 
 @dataclass(frozen=True)
 class Batch:
-    """A complete INT8 input, logical shape (n, *input.shape), and the layers to answer with."""
+    """Complete inputs by name, how many samples they have, and the layers to answer with."""
 
     batch_id: int
     weights_version: int
-    data: Int8Array
-    taps: frozenset[int]
+    inputs: Mapping[str, Array]
+    samples: int
+    wanted: frozenset[int]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all inputs."""
+        return sum(array.nbytes for array in self.inputs.values())
 
 
 class Intake:
@@ -66,14 +72,17 @@ class Intake:
         self._update_version = 0
         self._update_bytes = 0
         self._batch_id = 0
-        self._taps: frozenset[int] = frozenset()
+        self._wanted: frozenset[int] = frozenset()
+        self._inputs: dict[str, Array] = {}
+        self._input_bytes = 0
+        self._samples = 0
         self._assembler: TensorAssembler | None = None
         self._assembling = ""
 
     @property
     def incomplete(self) -> bool:
         """Whether the client is in the middle of a weight update or a batch."""
-        return self._assembler is not None or self._update_version != 0
+        return self._assembler is not None or bool(self._inputs) or self._update_version != 0
 
     def take(self, request: npu_pb2.ForwardRequest) -> WeightUpdate | Batch | None:
         """Takes the next request.
@@ -88,6 +97,8 @@ class Intake:
         self.size = 0
         if self._assembler is not None and kind != self._assembling:
             raise InvalidInput(f"got '{kind}' in the middle of a tensor '{self._assembler.header.name}'")
+        if self._inputs and kind != "batch":
+            raise InvalidInput(f"got '{kind}' between the inputs of batch {self._batch_id}")
         if kind == "weight":
             self._take_weight(request.weight)
             return None
@@ -149,20 +160,26 @@ class Intake:
                 f"batch {message.batch_id} names weights version {message.weights_version}; "
                 f"the session's current one is {self._version}"
             )
-        if self._assembler is None:
+        if self._assembler is None and not self._inputs:
             if message.batch_id <= self._batch_id:
                 raise InvalidInput(f"batch id {message.batch_id} is not larger than {self._batch_id}")
             self._batch_id = message.batch_id
-            self._taps = self._checked_taps(message)
-            self._assembler = self._batch_assembler(message)
-            self._assembling = "batch"
+            self._wanted = self._layer_map.output_layers | self._checked_taps(message)
+            self._samples = self._input_bytes = 0
         elif message.batch_id != self._batch_id:
             raise InvalidInput(f"a chunk of batch {message.batch_id} in the middle of batch {self._batch_id}")
+        if self._assembler is None:
+            self._assembler = self._input_assembler(message)
+            self._assembling = "batch"
         array = self._add(self._assembler, message.chunk)
         if array is None:
             return None
+        self._inputs[self._assembler.header.name] = array
         self._assembler = None
-        return Batch(message.batch_id, message.weights_version, array, self._taps)
+        if len(self._inputs) < len(self._layer_map.inputs):
+            return None
+        inputs, self._inputs = self._inputs, {}
+        return Batch(message.batch_id, message.weights_version, inputs, self._samples, self._wanted)
 
     def _checked_taps(self, message: npu_pb2.BatchChunk) -> frozenset[int]:
         count = len(self._layer_map.layers)
@@ -173,15 +190,20 @@ class Intake:
             )
         return frozenset(message.taps)
 
-    def _batch_assembler(self, message: npu_pb2.BatchChunk) -> TensorAssembler:
-        spec = self._layer_map.input
-        samples = message.chunk.shape[0] if message.chunk.shape else 0
-        if not 1 <= samples <= self._max_batch:
-            raise InvalidInput(
-                f"batch {message.batch_id} has {samples} samples; this device takes 1 to {self._max_batch}"
-            )
-        expected = TensorHeader(spec.name, np.dtype(np.int8), (samples, *spec.shape), spec.layout)
-        self._check_size(f"batch {message.batch_id}", expected.nbytes)
+    def _input_assembler(self, message: npu_pb2.BatchChunk) -> TensorAssembler:
+        """For the next input; the first one with a batch dimension tells how many samples there are."""
+        spec = self._layer_map.inputs[len(self._inputs)]
+        if not self._samples and not (isinstance(spec, RawSpec) and not spec.batched):
+            samples = message.chunk.shape[0] if message.chunk.shape else 0
+            if not 1 <= samples <= self._max_batch:
+                raise InvalidInput(
+                    f"batch {message.batch_id} has {samples} samples; "
+                    f"this device takes 1 to {self._max_batch}"
+                )
+            self._samples = samples
+        expected = input_header(spec, self._samples)
+        self._input_bytes += expected.nbytes
+        self._check_size(f"batch {message.batch_id}", self._input_bytes)
         return TensorAssembler(message.chunk, expected.nbytes, expected)
 
     def _add(self, assembler: TensorAssembler, chunk: tensor_pb2.TensorChunk) -> Array | None:

@@ -15,7 +15,7 @@ from npu_server.service.worker import DeviceWorker
 from npu_server.telemetry import Telemetry
 from npu_wire.device import Capabilities, capabilities_to_proto, fingerprint_to_proto
 from npu_wire.errors import InvalidInput, InvalidModel, QuotaExceeded
-from npu_wire.layer_map import layer_spec_to_proto, tensor_spec_to_proto
+from npu_wire.layer_map import input_spec_to_proto, layer_spec_to_proto
 from npu_wire.v1 import device_pb2, npu_pb2, npu_pb2_grpc, program_pb2
 
 
@@ -89,8 +89,9 @@ class NpuService(npu_pb2_grpc.NpuServiceServicer):
             session_id=session.session_id,
             profile_hash=self._capabilities.fingerprint.profile_hash,
             lease_s=self._limits.lease_s,
-            input=tensor_spec_to_proto(session.layer_map.input),
+            inputs=[input_spec_to_proto(spec) for spec in session.layer_map.inputs],
             layers=[layer_spec_to_proto(layer) for layer in session.layer_map.layers],
+            outputs=session.layer_map.outputs,
         )
 
     def Forward(  # noqa: N802

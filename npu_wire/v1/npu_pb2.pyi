@@ -42,18 +42,20 @@ class CompileRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[CompileHeader, _Mapping]] = ..., model_chunk: _Optional[bytes] = ...) -> None: ...
 
 class CompileResponse(_message.Message):
-    __slots__ = ("session_id", "profile_hash", "lease_s", "input", "layers")
+    __slots__ = ("session_id", "profile_hash", "lease_s", "inputs", "layers", "outputs")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     PROFILE_HASH_FIELD_NUMBER: _ClassVar[int]
     LEASE_S_FIELD_NUMBER: _ClassVar[int]
-    INPUT_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     profile_hash: str
     lease_s: float
-    input: _program_pb2.TensorSpec
+    inputs: _containers.RepeatedCompositeFieldContainer[_program_pb2.InputSpec]
     layers: _containers.RepeatedCompositeFieldContainer[_program_pb2.LayerSpec]
-    def __init__(self, session_id: _Optional[str] = ..., profile_hash: _Optional[str] = ..., lease_s: _Optional[float] = ..., input: _Optional[_Union[_program_pb2.TensorSpec, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[_program_pb2.LayerSpec, _Mapping]]] = ...) -> None: ...
+    outputs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, session_id: _Optional[str] = ..., profile_hash: _Optional[str] = ..., lease_s: _Optional[float] = ..., inputs: _Optional[_Iterable[_Union[_program_pb2.InputSpec, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[_program_pb2.LayerSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Attach(_message.Message):
     __slots__ = ("session_id",)

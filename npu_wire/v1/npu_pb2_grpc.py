@@ -150,8 +150,8 @@ class NpuServiceServicer(object):
         them in the order in which they came and answers in that order. Nothing need be waited for: a batch may follow the
         commit that it names at once, and a commit the batch before it (at most Limits.max_in_flight batches, though).
 
-        The chunks of one tensor come without anything between them. Between the tensors of an unfinished update, batches
-        may come; they run with the weights of the last commit.
+        The chunks of one tensor, and the tensors of one batch, come without anything between them. Between the tensors of
+        an unfinished update, batches may come; they run with the weights of the last commit.
 
         The stream ends when the client ends its side: what has come is computed and answered first, then the status is OK; an
         unfinished tensor or update is dropped. An error ends it after the answers to everything before the error; what

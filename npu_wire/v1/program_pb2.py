@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from npu_wire.v1 import tensor_pb2 as npu__wire_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19npu_wire/v1/program.proto\x12\x0bnpu_wire.v1\x1a\x18npu_wire/v1/tensor.proto\"9\n\x0f\x41\x63tivationRange\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03min\x18\x02 \x01(\x02\x12\x0b\n\x03max\x18\x03 \x01(\x02\"\x86\x01\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12)\n\x06layout\x18\x03 \x01(\x0e\x32\x19.npu_wire.v1.MemoryLayout\x12\r\n\x05scale\x18\x04 \x01(\x02\x12\x12\n\nzero_point\x18\x05 \x01(\x11\x12\r\n\x05outer\x18\x06 \x01(\x04\"\xd7\x01\n\tLayerSpec\x12\'\n\x06output\x18\x01 \x01(\x0b\x32\x17.npu_wire.v1.TensorSpec\x12\n\n\x02op\x18\x02 \x01(\t\x12\x0e\n\x06inputs\x18\x03 \x03(\t\x12\x13\n\x0b\x66used_nodes\x18\x04 \x03(\t\x12\x12\n\nparameters\x18\x05 \x03(\t\x12\x16\n\x0esaturation_low\x18\x06 \x01(\x11\x12\x17\n\x0fsaturation_high\x18\x07 \x01(\x11\x12\x17\n\x0fmoves_data_only\x18\x08 \x01(\x08\x12\x12\n\nhost_float\x18\t \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19npu_wire/v1/program.proto\x12\x0bnpu_wire.v1\x1a\x18npu_wire/v1/tensor.proto\"9\n\x0f\x41\x63tivationRange\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03min\x18\x02 \x01(\x02\x12\x0b\n\x03max\x18\x03 \x01(\x02\"\x86\x01\n\nTensorSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12)\n\x06layout\x18\x03 \x01(\x0e\x32\x19.npu_wire.v1.MemoryLayout\x12\r\n\x05scale\x18\x04 \x01(\x02\x12\x12\n\nzero_point\x18\x05 \x01(\x11\x12\r\n\x05outer\x18\x06 \x01(\x04\"]\n\x07RawSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12$\n\x05\x64type\x18\x03 \x01(\x0e\x32\x15.npu_wire.v1.DataType\x12\x0f\n\x07\x62\x61tched\x18\x04 \x01(\x08\"f\n\tInputSpec\x12,\n\tquantized\x18\x01 \x01(\x0b\x32\x17.npu_wire.v1.TensorSpecH\x00\x12#\n\x03raw\x18\x02 \x01(\x0b\x32\x14.npu_wire.v1.RawSpecH\x00\x42\x06\n\x04kind\"\xd7\x01\n\tLayerSpec\x12\'\n\x06output\x18\x01 \x01(\x0b\x32\x17.npu_wire.v1.TensorSpec\x12\n\n\x02op\x18\x02 \x01(\t\x12\x0e\n\x06inputs\x18\x03 \x03(\t\x12\x13\n\x0b\x66used_nodes\x18\x04 \x03(\t\x12\x12\n\nparameters\x18\x05 \x03(\t\x12\x16\n\x0esaturation_low\x18\x06 \x01(\x11\x12\x17\n\x0fsaturation_high\x18\x07 \x01(\x11\x12\x17\n\x0fmoves_data_only\x18\x08 \x01(\x08\x12\x12\n\nhost_float\x18\t \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,6 +36,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACTIVATIONRANGE']._serialized_end=125
   _globals['_TENSORSPEC']._serialized_start=128
   _globals['_TENSORSPEC']._serialized_end=262
-  _globals['_LAYERSPEC']._serialized_start=265
-  _globals['_LAYERSPEC']._serialized_end=480
+  _globals['_RAWSPEC']._serialized_start=264
+  _globals['_RAWSPEC']._serialized_end=357
+  _globals['_INPUTSPEC']._serialized_start=359
+  _globals['_INPUTSPEC']._serialized_end=461
+  _globals['_LAYERSPEC']._serialized_start=464
+  _globals['_LAYERSPEC']._serialized_end=679
 # @@protoc_insertion_point(module_scope)

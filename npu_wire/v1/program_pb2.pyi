@@ -33,6 +33,26 @@ class TensorSpec(_message.Message):
     outer: int
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., layout: _Optional[_Union[_tensor_pb2.MemoryLayout, str]] = ..., scale: _Optional[float] = ..., zero_point: _Optional[int] = ..., outer: _Optional[int] = ...) -> None: ...
 
+class RawSpec(_message.Message):
+    __slots__ = ("name", "shape", "dtype", "batched")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    BATCHED_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    dtype: _tensor_pb2.DataType
+    batched: bool
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., dtype: _Optional[_Union[_tensor_pb2.DataType, str]] = ..., batched: bool = ...) -> None: ...
+
+class InputSpec(_message.Message):
+    __slots__ = ("quantized", "raw")
+    QUANTIZED_FIELD_NUMBER: _ClassVar[int]
+    RAW_FIELD_NUMBER: _ClassVar[int]
+    quantized: TensorSpec
+    raw: RawSpec
+    def __init__(self, quantized: _Optional[_Union[TensorSpec, _Mapping]] = ..., raw: _Optional[_Union[RawSpec, _Mapping]] = ...) -> None: ...
+
 class LayerSpec(_message.Message):
     __slots__ = ("output", "op", "inputs", "fused_nodes", "parameters", "saturation_low", "saturation_high", "moves_data_only", "host_float")
     OUTPUT_FIELD_NUMBER: _ClassVar[int]

@@ -160,7 +160,7 @@ class Prepared:
         return QatModule(self._qat._captured, npu, ranges=self._qat.ranges)
 
     def _output_sqnr_db(self, layer_map: LayerMap, npu: SideBySideNpu) -> float:
-        spec = layer_map.output
+        spec = layer_map.tensors[layer_map.outputs[0]]
         with torch.no_grad():
             expected = self.model.eval()(self.batch).numpy().astype(np.float64).reshape(-1)
         codes = npu.comparison.last[len(layer_map.layers) - 1]

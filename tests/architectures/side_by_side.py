@@ -95,7 +95,9 @@ class SideBySideSession:
         self._comparison.batch = batch
         every = range(len(self.layer_map.layers))
         tensors = {}
-        forwards = [filter(None, program.forward(batch, every)) for program in self._programs]
+        forwards = [
+            filter(None, program.forward(program.layer_map.named(batch), every)) for program in self._programs
+        ]
         for expected, actual in zip(*forwards, strict=True):
             assert expected.layer == actual.layer
             self._comparison.add(expected.layer, expected.data, actual.data)

@@ -136,7 +136,7 @@ def test_every_injected_value_is_the_npus(embedded: Connection, monkeypatch: pyt
         # A fresh capture of the trained model: its weights come with the ONNX file, not as an update.
         fresh = trainer_client.prepare(qat.model, x, second, ranges=qat.ranges)
         session = second.compile(fresh._captured.onnx, qat.ranges)
-        entry = session.layer_map.input
+        entry = session.layer_map.inputs[0]
         codes = np.clip(np.rint(x.numpy() / np.float32(entry.scale)) + entry.zero_point, -128, 127)
         answer = session.submit(codes.astype(np.int8), sorted(computing))
         for layer, value in values.items():

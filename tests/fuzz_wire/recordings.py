@@ -115,13 +115,13 @@ def _record(channels: int, side: int, samples: int, seed: int) -> Recording:
     backend = create_backend("reference", BackendOptions(profile=PROFILE, threads=1))
     backend.open()
     program = backend.compile(model, ranges)
-    name, layers = program.layer_map.input.name, len(program.layer_map.layers)
+    name, layers = program.layer_map.inputs[0].name, len(program.layer_map.layers)
     program.load_weights(others)
     forward = weight_requests(1, others)
     expected: dict[tuple[int, int], Int8Array] = {}
     for batch_id, batch in enumerate(codes, 1):
         forward += batch_requests(name, batch, batch_id, 1, range(layers), 2**18)
-        for tensor in filter(None, program.forward(batch, range(layers))):
+        for tensor in filter(None, program.forward(program.layer_map.named(batch), range(layers))):
             expected[batch_id, tensor.layer] = np.ascontiguousarray(tensor.data)
     program.close()
     backend.close()

@@ -113,8 +113,12 @@ def test_a_wrong_bit_in_any_layer_is_seen_by_the_well_behaved_client(recording: 
     backend = create_backend("reference", BackendOptions(profile=PROFILE, threads=1))
     backend.open()
     program: Program = backend.compile(recording.model, recording.ranges)
-    batch = np.zeros((2, *program.layer_map.input.shape), np.int8)
-    expected = {t.layer: np.array(t.data) for t in program.forward(batch, range(recording.layers)) if t}
+    batch = np.zeros((2, *program.layer_map.inputs[0].shape), np.int8)
+    expected = {
+        t.layer: np.array(t.data)
+        for t in program.forward(program.layer_map.named(batch), range(recording.layers))
+        if t
+    }
     sent = {layer: codes.copy() for layer, codes in expected.items()}
     sent[0].flat[5] ^= 1
     sent[1].flat[:3] ^= 64

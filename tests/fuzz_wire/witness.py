@@ -190,9 +190,11 @@ class CheckedSession:
 
     def submit(self, batch: Int8Array, taps: Collection[int]) -> "CheckedBatch":
         every = range(len(self.layer_map.layers))
-        pending = self._remote.submit(batch, every)
+        pending = self._remote.submit(self._remote.layer_map.named(batch), every)
         expected = {
-            tensor.layer: np.array(tensor.data) for tensor in self._local.forward(batch, every) if tensor
+            tensor.layer: np.array(tensor.data)
+            for tensor in self._local.forward(self._local.layer_map.named(batch), every)
+            if tensor
         }
         return CheckedBatch(pending, expected, self._tally)
 

@@ -90,7 +90,11 @@ def compile_and_run(
     recording = _Recording(BACKENDS[backend](arithmetic))
     program = compile_program(model, ranges, arithmetic, recording, len(codes))
     specs = program.layer_map.layers
-    tensors = {t.layer: np.ascontiguousarray(t.data) for t in program.forward(codes, range(len(specs))) if t}
+    tensors = {
+        t.layer: np.ascontiguousarray(t.data)
+        for t in program.forward(program.layer_map.named(codes), range(len(specs)))
+        if t
+    }
     layers = []
     for index, spec in enumerate(specs):
         made = recording.prepared[spec.name].weights
@@ -99,6 +103,6 @@ def compile_and_run(
             weights = QuantizedWeights(made.codes, made.scales.astype(np.float32), made.bias)
         y = Quantization(np.float32(spec.output.scale), spec.output.zero_point)
         layers.append(CompiledLayer(spec.name, spec.op, spec.inputs, y, weights, tensors[index]))
-    entry = program.layer_map.input
+    entry = program.layer_map.inputs[0]
     x = Quantization(np.float32(entry.scale), entry.zero_point)
     return Compiled(entry.name, x, tuple(layers))

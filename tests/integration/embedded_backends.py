@@ -5,13 +5,13 @@ They write what they do to the file that the environment variable `FAKE_DIARY` n
 
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from fake_backend import FakeBackend, FakeProgram
 
 from npu_server.seam import LayerTensor, Program, Ranges
-from npu_wire.layer_map import Int8Array
+from npu_wire.layer_map import Array
 
 DEADLY_CODE = 99
 
@@ -41,11 +41,11 @@ class Deadly(Diarist):
 
 
 class DeadlyProgram(FakeProgram):
-    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor]:
-        if batch.flat[0] == DEADLY_CODE:
+    def forward(self, inputs: Mapping[str, Array], taps: Collection[int]) -> Iterator[LayerTensor | None]:
+        if inputs["t0"].flat[0] == DEADLY_CODE:
             self.backend.note("died")
             os._exit(9)
-        return super().forward(batch, taps)
+        return super().forward(inputs, taps)
 
 
 class Chatty(Diarist):
@@ -57,9 +57,9 @@ class Chatty(Diarist):
 
 
 class ChattyProgram(FakeProgram):
-    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor]:
+    def forward(self, inputs: Mapping[str, Array], taps: Collection[int]) -> Iterator[LayerTensor | None]:
         for stream in (sys.stdout, sys.stderr):
             for _ in range(1024):
                 stream.write("x" * 1023 + "\n")
             stream.flush()
-        return super().forward(batch, taps)
+        return super().forward(inputs, taps)

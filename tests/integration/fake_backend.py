@@ -11,7 +11,7 @@ from npu_server.app import RunningServer
 from npu_server.seam import BackendOptions, Health, LayerTensor, Program, Ranges
 from npu_wire.device import Capabilities, Fingerprint
 from npu_wire.errors import InvalidInput, InvalidModel, NpuError, UnsupportedModel
-from npu_wire.layer_map import Float32Array, Int8Array, LayerMap, LayerSpec, MemoryLayout, TensorSpec
+from npu_wire.layer_map import Array, Float32Array, Int8Array, LayerMap, LayerSpec, MemoryLayout, TensorSpec
 
 Start = Callable[..., RunningServer]
 """Type of the fixture `start`."""
@@ -103,7 +103,7 @@ class FakeProgram:
         layers = tuple(
             LayerSpec(specs[k + 1], "Add", (f"t{k}",), parameters=("bias",)) for k in range(LAYERS)
         )
-        self._map = LayerMap(TensorSpec("t0", backend.shape, 0.5, 0), layers)
+        self._map = LayerMap((TensorSpec("t0", backend.shape, 0.5, 0),), layers, (layers[-1].name,))
 
     @property
     def layer_map(self) -> LayerMap:
@@ -122,7 +122,7 @@ class FakeProgram:
         if "bias" in tensors:
             self.bias = int(tensors["bias"].item())
 
-    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor | None]:
+    def forward(self, inputs: Mapping[str, Array], taps: Collection[int]) -> Iterator[LayerTensor | None]:
         self.backend.note("forward")
         for layer in range(LAYERS):
             start = time.monotonic_ns()
@@ -134,8 +134,10 @@ class FakeProgram:
                 time.sleep(0.005)  # runs in another process, so there is no event to wait for
             if self.backend.fail_with is not None:
                 raise self.backend.fail_with
-            if layer in taps or layer == LAYERS - 1:
-                channels_last = np.ascontiguousarray(np.moveaxis(expected(batch, layer, self.bias), 1, -1))
+            if layer in taps or layer in self._map.output_layers:
+                channels_last = np.ascontiguousarray(
+                    np.moveaxis(expected(inputs["t0"], layer, self.bias), 1, -1)
+                )
                 yield self.backend.spoil(
                     LayerTensor(layer, np.moveaxis(channels_last, -1, 1), start, time.monotonic_ns())
                 )

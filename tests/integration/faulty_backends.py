@@ -12,7 +12,7 @@ from npu_server.backends.reference import ReferenceBackend
 from npu_server.seam import BackendOptions, Health, LayerTensor, Program, Ranges
 from npu_wire.device import Capabilities
 from npu_wire.errors import InvalidInput, NpuError, UnsupportedModel
-from npu_wire.layer_map import Float32Array, Int8Array, LayerMap, LayerSpec
+from npu_wire.layer_map import Array, Float32Array, Int8Array, LayerMap, LayerSpec
 
 
 class VendorProgram:
@@ -32,11 +32,11 @@ class VendorProgram:
     def load_weights(self, tensors: Mapping[str, Float32Array]) -> None:
         self._inner.load_weights(tensors)
 
-    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor | None]:
+    def forward(self, inputs: Mapping[str, Array], taps: Collection[int]) -> Iterator[LayerTensor | None]:
         layers = self._inner.layer_map.layers
         return (
             tensor and replace(tensor, data=self.yielded(layers[tensor.layer], tensor.data.copy(), taps))
-            for tensor in self._inner.forward(batch, taps)
+            for tensor in self._inner.forward(inputs, taps)
         )
 
     def yielded(self, layer: LayerSpec, data: Int8Array, taps: Collection[int]) -> Int8Array:
@@ -81,10 +81,10 @@ class VendorBackend:
 class Batched(VendorProgram):
     """Holds to the vendor's own batch limit."""
 
-    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor | None]:
-        if len(batch) > 32:
-            raise InvalidInput(f"batch of {len(batch)} samples; this NPU takes 1 to 32")
-        return self._inner.forward(batch, taps)
+    def forward(self, inputs: Mapping[str, Array], taps: Collection[int]) -> Iterator[LayerTensor | None]:
+        if any(len(array) > 32 for array in inputs.values()):
+            raise InvalidInput("more samples than this NPU takes, which is 1 to 32")
+        return self._inner.forward(inputs, taps)
 
 
 class OffByOne(VendorProgram):
@@ -165,7 +165,7 @@ class WrongScale(VendorProgram):
         wrong = [
             replace(spec, output=replace(spec.output, scale=2 * spec.output.scale)) for spec in inner.layers
         ]
-        return LayerMap(inner.input, tuple(wrong))
+        return replace(inner, layers=tuple(wrong))
 
 
 class DeniesSaturation(VendorProgram):
@@ -173,7 +173,7 @@ class DeniesSaturation(VendorProgram):
     def layer_map(self) -> LayerMap:
         inner = self._inner.layer_map
         wrong = tuple(replace(spec, saturation_low=-129, saturation_high=128) for spec in inner.layers)
-        return LayerMap(inner.input, wrong)
+        return replace(inner, layers=wrong)
 
 
 class NeverCloses(VendorProgram):
@@ -191,9 +191,10 @@ class ServesOtherwise(VendorProgram):
 
 
 class WritesInput(VendorProgram):
-    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor | None]:
-        yield from self._inner.forward(batch, taps)
-        batch[:] = 0
+    def forward(self, inputs: Mapping[str, Array], taps: Collection[int]) -> Iterator[LayerTensor | None]:
+        yield from self._inner.forward(inputs, taps)
+        for array in inputs.values():
+            array[:] = 0
 
 
 def with_program(program: type[VendorProgram]) -> type[VendorBackend]:
@@ -257,9 +258,9 @@ class OneAtATime(VendorProgram):
 
     running: ClassVar[list["OneAtATime"]] = []
 
-    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor | None]:
+    def forward(self, inputs: Mapping[str, Array], taps: Collection[int]) -> Iterator[LayerTensor | None]:
         self.running[:] = [self]
-        yield from super().forward(batch, taps)
+        yield from super().forward(inputs, taps)
 
     def yielded(self, layer: LayerSpec, data: Int8Array, taps: Collection[int]) -> Int8Array:
         if self.running != [self]:

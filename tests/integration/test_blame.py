@@ -17,8 +17,8 @@ from npu_wire.layer_map import (
     Int8Array,
     LayerSpec,
     TensorSpec,
+    input_spec_to_proto,
     layer_spec_to_proto,
-    tensor_spec_to_proto,
 )
 from npu_wire.v1 import npu_pb2
 from trainer_client.npu.connection import Connection, connect
@@ -39,13 +39,13 @@ def test_a_refused_update_fails_its_batches_and_the_next_one_goes_on(
     """The reason comes with the batch, nothing is loaded or compiled again, a repaired update works."""
     session = npu.compile(b"model", RANGES)
     session.push_weights(bias(2))
-    np.testing.assert_array_equal(expected(batch, 2, 2), session.submit(batch, ()).tensor(2))
+    np.testing.assert_array_equal(expected(batch, 2, 2), session.submit({"t0": batch}, ()).tensor(2))
     session.push_weights(OTHER | bias(1000))
     for _ in range(2):  # as long as the weights are not repaired
         with pytest.raises(InvalidInput, match="weights version 2 is not loaded: the bias is out of range"):
-            session.submit(batch, ()).tensor(2)
+            session.submit({"t0": batch}, ()).tensor(2)
     session.push_weights(bias(3))
-    np.testing.assert_array_equal(expected(batch, 2, 3), session.submit(batch, ()).tensor(2))
+    np.testing.assert_array_equal(expected(batch, 2, 3), session.submit({"t0": batch}, ()).tensor(2))
     assert backend.calls.count("compile") == 1
 
 
@@ -55,19 +55,19 @@ def test_what_was_made_on_top_of_a_refused_update_fails_too(
     """Of three updates in a row the second is refused: the third would not be what it was made as."""
     session = npu.compile(b"model", RANGES)
     backend.gate.clear()
-    first = session.submit(batch, ())
+    first = session.submit({"t0": batch}, ())
     session.push_weights(bias(2))
-    second = session.submit(batch, ())
+    second = session.submit({"t0": batch}, ())
     session.push_weights(bias(1000))
     session.push_weights(bias(4))
-    third = session.submit(batch, ())
+    third = session.submit({"t0": batch}, ())
     backend.gate.set()
     np.testing.assert_array_equal(expected(batch, 2), first.tensor(2))
     np.testing.assert_array_equal(expected(batch, 2, 2), second.tensor(2))
     with pytest.raises(InvalidInput, match="weights version 2 is not loaded"):
         third.tensor(2)
     session.push_weights(OTHER)
-    np.testing.assert_array_equal(expected(batch, 2, 2), session.submit(batch, ()).tensor(2))
+    np.testing.assert_array_equal(expected(batch, 2, 2), session.submit({"t0": batch}, ()).tensor(2))
 
 
 def test_an_update_is_not_taken_while_nobody_knows_of_the_refused_one(
@@ -76,13 +76,13 @@ def test_an_update_is_not_taken_while_nobody_knows_of_the_refused_one(
     """The caller believes that it adds to values which the NPU does not have."""
     session = npu.compile(b"model", RANGES)
     session.push_weights(bias(1000))
-    refused = session.submit(batch, ())
+    refused = session.submit({"t0": batch}, ())
     with session._stream._changed:
         session._stream._changed.wait_for(lambda: refused._batch.error is not None, 20)
     with pytest.raises(InvalidInput, match="weights version 1 is not loaded"):
         session.push_weights(bias(4))
     session.push_weights(bias(5))
-    np.testing.assert_array_equal(expected(batch, 2, 5), session.submit(batch, ()).tensor(2))
+    np.testing.assert_array_equal(expected(batch, 2, 5), session.submit({"t0": batch}, ()).tensor(2))
 
 
 def test_a_refused_update_is_not_replayed(spawn: Spawn, tmp_path: Any, batch: Int8Array) -> None:
@@ -91,14 +91,14 @@ def test_a_refused_update_is_not_replayed(spawn: Spawn, tmp_path: Any, batch: In
     with connect(f"unix:{tmp_path}/child.sock", timeout_s=20) as npu:
         session = npu.compile(b"model", RANGES)
         session.push_weights(bias(2))
-        session.submit(batch, ()).tensor(2)
+        session.submit({"t0": batch}, ()).tensor(2)
         session.push_weights(OTHER | bias(1000))
         with pytest.raises(InvalidInput, match="bias is out of range"):
-            session.submit(batch, ()).tensor(2)
+            session.submit({"t0": batch}, ()).tensor(2)
         kill(child)
         spawn()
         session.push_weights(OTHER)
-        np.testing.assert_array_equal(expected(batch, 2, 2), session.submit(batch, ()).tensor(2))
+        np.testing.assert_array_equal(expected(batch, 2, 2), session.submit({"t0": batch}, ()).tensor(2))
 
 
 @pytest.mark.timeout(90)
@@ -110,13 +110,13 @@ def test_a_batch_that_kills_the_server_is_given_up(plugin: None, batch: Int8Arra
     with connect(backend="deadly") as npu:
         session = npu.compile(b"model", RANGES)
         session.push_weights(bias(3))
-        session.submit(batch, ()).tensor(2)
-        fatal, neighbour = session.submit(deadly, ()), session.submit(batch, ())
+        session.submit({"t0": batch}, ()).tensor(2)
+        fatal, neighbour = session.submit({"t0": deadly}, ()), session.submit({"t0": batch}, ())
         with pytest.raises(
             DeviceFault, match=r"batch 2 of session \w{8} at unix:\S+ has cost 2 servers.*server's log"
         ):
             fatal.tensor(2)
-        for answered in (neighbour, session.submit(batch, ())):
+        for answered in (neighbour, session.submit({"t0": batch}, ())):
             np.testing.assert_array_equal(expected(batch, 2, 3), answered.tensor(2))
     assert diary().count("died") == 2
 
@@ -139,7 +139,9 @@ class HangsUp:
             self.often.set()
         spec = TensorSpec("t0", (1,), 1.0, 0)
         layer = layer_spec_to_proto(LayerSpec(TensorSpec("t1", (1,), 1.0, 0), "Add", ("t0",)))
-        return npu_pb2.CompileResponse(session_id="s", input=tensor_spec_to_proto(spec), layers=[layer])
+        return npu_pb2.CompileResponse(
+            session_id="s", inputs=[input_spec_to_proto(spec)], layers=[layer], outputs=["t1"]
+        )
 
     def forward(self, requests: Iterator[object]) -> "HangsUp":
         return self

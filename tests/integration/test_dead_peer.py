@@ -115,7 +115,7 @@ def test_the_client_misses_a_server(link: Link, backend: FakeBackend, batch: Int
     """Whoever waits for a batch hears that the server is gone."""
     with ThreadPoolExecutor() as pool, connect(link.address, reconnect_timeout_s=0.1) as npu:
         backend.gate.clear()
-        pending = npu.compile(b"model", RANGES).submit(batch, ())
+        pending = npu.compile(b"model", RANGES).submit({"t0": batch}, ())
         assert backend.layer_began.acquire(timeout=TIMEOUT_S)
         link.cut()
         assert isinstance(pool.submit(pending.tensor, 2).exception(TIMEOUT_S), ServerUnavailable)

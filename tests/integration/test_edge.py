@@ -83,7 +83,7 @@ def test_the_client_keeps_to_the_window(start: Start, backend: FakeBackend, batc
     """With one batch in flight allowed, ten submitted at once are all answered."""
     with connect(start(max_in_flight=1).address) as npu:
         session = npu.compile(b"model", RANGES)
-        pending = [session.submit(batch, ()) for _ in range(10)]
+        pending = [session.submit({"t0": batch}, ()) for _ in range(10)]
         for answer in pending:
             np.testing.assert_array_equal(expected(batch, 2), answer.tensor(2))
 
@@ -104,8 +104,8 @@ def test_the_client_refuses_a_wrong_batch_at_once(
     """Shape, rank, dtype, no samples and too many; the session goes on."""
     session = npu.compile(b"model", RANGES)
     with pytest.raises(InvalidInput):
-        session.submit(wrong, ())
-    np.testing.assert_array_equal(expected(batch, 2), session.submit(batch, ()).tensor(2))
+        session.submit({"t0": wrong}, ())
+    np.testing.assert_array_equal(expected(batch, 2), session.submit({"t0": batch}, ()).tensor(2))
 
 
 def test_the_client_refuses_weights_that_are_not_real_numbers(npu: Connection) -> None:

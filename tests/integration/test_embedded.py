@@ -49,14 +49,14 @@ def test_a_server_that_prints_much_is_not_held_up(plugin: None, batch: Int8Array
     with connect(backend="chatty", timeout_s=20) as npu:
         session = npu.compile(b"model", RANGES)
         for _ in range(3):
-            np.testing.assert_array_equal(expected(batch, 2), session.submit(batch, ()).tensor(2))
+            np.testing.assert_array_equal(expected(batch, 2), session.submit({"t0": batch}, ()).tensor(2))
 
 
 def test_closing_lets_the_device_close(plugin: None, batch: Int8Array) -> None:
     """One termination, not two: the server comes to the end of its shutdown, every time."""
     for times in (1, 2, 3):
         with connect(backend="fake") as npu:
-            npu.compile(b"model", RANGES).submit(batch, ()).tensor(2)
+            npu.compile(b"model", RANGES).submit({"t0": batch}, ()).tensor(2)
         assert diary().count("close") == times
 
 
@@ -93,14 +93,14 @@ def test_the_end_of_a_forked_process_ends_no_server(plugin: None) -> None:
 import numpy as np
 session = npu.compile(b"model", {"t0": (-1.0, 1.0)})
 one = np.zeros((1, 2, 4, 4), np.int8)
-session.submit(one, ()).tensor(2)
+session.submit({"t0": one}, ()).tensor(2)
 child = os.fork()
 if child == 0:
     import atexit
     atexit._run_exitfuncs()
     os._exit(7)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-session.submit(one, ()).tensor(2)
+session.submit({"t0": one}, ()).tensor(2)
 print(npu.embedded.pid, flush=True)
 """
     with trainer(then) as parent:
@@ -119,7 +119,7 @@ def test_a_long_folder_for_temporary_files(
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     with connect(backend="fake") as npu:
         np.testing.assert_array_equal(
-            expected(batch, 2), npu.compile(b"model", RANGES).submit(batch, ()).tensor(2)
+            expected(batch, 2), npu.compile(b"model", RANGES).submit({"t0": batch}, ()).tensor(2)
         )
     with pytest.raises(InvalidInput, match="at most 107 bytes, this one has"):
         connect(f"unix:{long}/npu.sock")

@@ -10,11 +10,11 @@ from npu_wire.errors import ServerUnavailable
 
 session = npu.compile(b"model", {"t0": (-1.0, 1.0)})
 one = np.zeros((1, 2, 4, 4), np.int8)
-pending = session.submit(one, ())
+pending = session.submit({"t0": one}, ())
 uses = [
     lambda: npu.info,
     lambda: npu.compile(b"model", {"t0": (-1.0, 1.0)}),
-    lambda: session.submit(one, ()),
+    lambda: session.submit({"t0": one}, ()),
     lambda: session.push_weights({"bias": np.array(2, np.float32)}),
     lambda: pending.tensor(2),
 ]
@@ -33,7 +33,7 @@ class InWorker:
 warnings.simplefilter("ignore")
 for (told,) in DataLoader(InWorker(), num_workers=1, multiprocessing_context="fork"):
     print(told)
-print(pending.tensor(2).shape, session.submit(one, ()).tensor(2).shape)
+print(pending.tensor(2).shape, session.submit({"t0": one}, ()).tensor(2).shape)
 """
 
 

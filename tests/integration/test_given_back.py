@@ -42,7 +42,7 @@ def test_a_session_is_released_when_nobody_refers_to_it(npu: Connection) -> None
 def test_a_batch_keeps_its_session(npu: Connection, backend: FakeBackend, batch: Int8Array) -> None:
     """Nobody refers to the session itself, and the answer still comes."""
     backend.gate.clear()
-    pending = npu.compile(b"model", RANGES).submit(batch, ())
+    pending = npu.compile(b"model", RANGES).submit({"t0": batch}, ())
     gc.collect()
     backend.gate.set()
     np.testing.assert_array_equal(expected(batch, 2), pending.tensor(2))
@@ -56,12 +56,12 @@ def test_a_place_is_free_once_its_session_is_dropped(
     with connect(f"unix:{tmp_path}/child.sock", timeout_s=20) as npu:
         for _ in range(20):
             session = npu.compile(b"model", RANGES)
-            np.testing.assert_array_equal(expected(batch, 2), session.submit(batch, ()).tensor(2))
+            np.testing.assert_array_equal(expected(batch, 2), session.submit({"t0": batch}, ()).tensor(2))
             session = None
         held = npu.compile(b"model", RANGES)
         with pytest.raises(QuotaExceeded):
             npu.compile(b"model", RANGES)
-        np.testing.assert_array_equal(expected(batch, 2), held.submit(batch, ()).tensor(2))
+        np.testing.assert_array_equal(expected(batch, 2), held.submit({"t0": batch}, ()).tensor(2))
 
 
 @pytest.mark.usefixtures("without_gc")
@@ -73,7 +73,7 @@ def test_an_embedded_server_ends_when_nobody_refers_to_its_connection(plugin: No
     pid, path = server.pid, server.endpoint.path
     session = npu.compile(b"model", RANGES)
     del npu
-    np.testing.assert_array_equal(expected(batch, 2), session.submit(batch, ()).tensor(2))
+    np.testing.assert_array_equal(expected(batch, 2), session.submit({"t0": batch}, ()).tensor(2))
     del session
     assert ends(pid)
     assert diary()[-1] == "close"

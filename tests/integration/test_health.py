@@ -40,7 +40,7 @@ def test_health_follows_the_device(start: Start, backend: FakeBackend, batch: In
     wait_until(lambda: serves(server.address))
     assert page(server, "/healthz")[0] == 200
     with connect(server.address) as npu:
-        npu.compile(b"model", RANGES).submit(batch, ()).tensor(2)
+        npu.compile(b"model", RANGES).submit({"t0": batch}, ()).tensor(2)
     assert len(backend.threads) == 1
 
 
@@ -55,7 +55,7 @@ def test_a_fault_has_the_device_probed_at_once(
     with connect(server.address, reconnect_timeout_s=0.1) as npu:
         assert serves(server.address)
         with pytest.raises(DeviceFault):
-            npu.compile(b"model", RANGES).submit(batch, ()).tensor(2)
+            npu.compile(b"model", RANGES).submit({"t0": batch}, ()).tensor(2)
         wait_until(lambda: not serves(server.address))
 
 
@@ -64,7 +64,7 @@ def test_a_device_that_hangs_does_not_serve(start: Start, backend: FakeBackend, 
     server = start(probe_s=0.1)
     backend.gate.clear()
     with connect(server.address) as npu:
-        pending = npu.compile(b"model", RANGES).submit(batch, ())
+        pending = npu.compile(b"model", RANGES).submit({"t0": batch}, ())
         wait_until(lambda: not serves(server.address))
         assert "not answered" in server.status().device.trouble
         backend.gate.set()

@@ -80,7 +80,7 @@ def test_a_token_is_needed_where_one_is_set(start: Start, token_file: Path, batc
     address = start(token_file=token_file).address
     with connect(address, token="open-sesame") as npu:
         session = npu.compile(b"model", RANGES)
-        np.testing.assert_array_equal(expected(batch, 2), session.submit(batch, ()).tensor(2))
+        np.testing.assert_array_equal(expected(batch, 2), session.submit({"t0": batch}, ()).tensor(2))
     for token in (None, "open-sesam"):
         with pytest.raises(Unauthenticated, match="token"):
             connect(address, token=token)
@@ -117,7 +117,7 @@ def test_tls(start: Start, certificates: Certificates, batch: Int8Array) -> None
     server = start(listen="localhost:0", tls_cert=certificates.cert, tls_key=certificates.key)
     with connect(server.address, tls_ca=certificates.ca) as npu:
         session = npu.compile(b"model", RANGES)
-        np.testing.assert_array_equal(expected(batch, 2), session.submit(batch, ()).tensor(2))
+        np.testing.assert_array_equal(expected(batch, 2), session.submit({"t0": batch}, ()).tensor(2))
     with pytest.raises(ServerUnavailable, match=r"Socket closed.* check address and TLS settings"):
         connect(server.address, timeout_s=0.5)
     with pytest.raises(Unauthenticated, match=r"signed by no authority that is trusted here.*tls_ca=FILE"):
@@ -187,7 +187,7 @@ def test_a_lease_ends_and_an_open_stream_keeps_it(
     config = ServeConfig(listen=f"unix:{tmp_path}/npu.sock", http="off", lease_s=10)
     with serve(backend, config, clock) as server, connect(server.address) as npu:
         session = npu.compile(b"model", RANGES)
-        session.submit(batch, ()).tensor(2)  # so the stream is open
+        session.submit({"t0": batch}, ()).tensor(2)  # so the stream is open
         with grpc.insecure_channel(server.address) as channel:
             stub = npu_pb2_grpc.NpuServiceStub(channel)
             header = npu_pb2.CompileHeader(model_bytes=1)
@@ -202,7 +202,7 @@ def test_a_lease_ends_and_an_open_stream_keeps_it(
             assert server.sessions.count() == 1
             with pytest.raises(grpc.RpcError, match="NOT_FOUND"):
                 stub.KeepAlive(npu_pb2.KeepAliveRequest(session_id=idle))
-        np.testing.assert_array_equal(expected(batch, 2), session.submit(batch, ()).tensor(2))
+        np.testing.assert_array_equal(expected(batch, 2), session.submit({"t0": batch}, ()).tensor(2))
     assert backend.calls.count("program closed") == 2
     assert backend.calls[-1] == "close"
 
@@ -223,8 +223,8 @@ def test_http_side(start: Start, batch: Int8Array) -> None:
     with connect(server.address) as npu:
         session = npu.compile(b"model", RANGES)
         for _ in range(3):
-            session.submit(batch, range(LAYERS)).tensor(2)
-        session.submit(batch, ()).tensor(2)
+            session.submit({"t0": batch}, range(LAYERS)).tensor(2)
+        session.submit({"t0": batch}, ()).tensor(2)
         status = json.loads(get(f"{base}/api/v1/status")[1])
         metrics = get(f"{base}/metrics")[1]
         assert get(f"{base}/healthz") == (200, '{"status":"serving"}')
@@ -249,7 +249,7 @@ def test_sigterm_finishes_what_is_queued(spawn: Spawn, tmp_path: Path, batch: In
     gate = tmp_path / "gate"
     child = spawn("--backend-option", f"gate={gate}")
     with connect(f"unix:{tmp_path}/child.sock", reconnect_timeout_s=0.1) as npu:
-        pending = npu.compile(b"model", RANGES).submit(batch, range(LAYERS))
+        pending = npu.compile(b"model", RANGES).submit({"t0": batch}, range(LAYERS))
         pending.tensor(0)
         child.send_signal(signal.SIGTERM)
         gate.touch()
@@ -262,7 +262,7 @@ def test_the_second_signal_ends_at_once(spawn: Spawn, tmp_path: Path, batch: Int
     """A device that hangs does not keep the process."""
     child = spawn("--backend-option", f"gate={tmp_path}/never", "--grace-s", "1000")
     with connect(f"unix:{tmp_path}/child.sock", reconnect_timeout_s=0.1) as npu:
-        npu.compile(b"model", RANGES).submit(batch, range(LAYERS)).tensor(0)
+        npu.compile(b"model", RANGES).submit({"t0": batch}, range(LAYERS)).tensor(0)
         child.send_signal(signal.SIGTERM)
         while health_or_gone(f"unix:{tmp_path}/child.sock") == SERVING:
             pass
@@ -291,7 +291,7 @@ def test_a_unix_socket_in_use(start: Start, batch: Int8Array) -> None:
     with pytest.raises(InvalidInput, match="another server is there"):
         start(FakeBackend(BackendOptions()))
     with connect(server.address) as npu:
-        last = npu.compile(b"model", RANGES).submit(batch, ()).tensor(2)
+        last = npu.compile(b"model", RANGES).submit({"t0": batch}, ()).tensor(2)
     np.testing.assert_array_equal(expected(batch, 2), last)
 
 

@@ -67,7 +67,11 @@ def onnx_quantize(x: npt.NDArray[np.float32], spec: program_pb2.TensorSpec) -> C
 def by_reference(program: Program, codes: Codes) -> dict[int, Codes]:
     """Every layer's output."""
     every = range(len(program.layer_map.layers))
-    return {tensor.layer: np.array(tensor.data) for tensor in program.forward(codes, every) if tensor}
+    return {
+        tensor.layer: np.array(tensor.data)
+        for tensor in program.forward(program.layer_map.named(codes), every)
+        if tensor
+    }
 
 
 def test_a_client_written_from_the_proto_trains_a_step(client: ProtoClient, program: Program) -> None:
@@ -78,14 +82,16 @@ def test_a_client_written_from_the_proto_trains_a_step(client: ProtoClient, prog
     every = range(len(opened.layers))
     rng = np.random.default_rng(3)
     x = rng.normal(0, 1.2, (6, 3, 8, 8)).astype(np.float32)
-    x.flat[:40] = (np.arange(40) - 20 + 0.5) * np.float32(opened.input.scale)  # ties, and beyond the range
+    x.flat[:40] = (np.arange(40) - 20 + 0.5) * np.float32(
+        opened.inputs[0].quantized.scale
+    )  # ties, and beyond the range
     x.flat[40:42] = -1e30, 1e30
-    codes = quantize(x, opened.input)
-    np.testing.assert_array_equal(codes, onnx_quantize(x, opened.input))
+    codes = quantize(x, opened.inputs[0].quantized)
+    np.testing.assert_array_equal(codes, onnx_quantize(x, opened.inputs[0].quantized))
 
     stream = client.forward(opened.session_id)
     assert next(stream.answers).attached.weights_version == 0
-    stream.send(*batch(1, 0, codes, opened.input, every))
+    stream.send(*batch(1, 0, codes, opened.inputs[0].quantized, every))
     before, done = stream.tensors()
     assert (done.batch_id, done.weights_version) == (1, 0)
     for layer, expected in by_reference(program, codes).items():
@@ -97,7 +103,9 @@ def test_a_client_written_from_the_proto_trains_a_step(client: ProtoClient, prog
     gradient = (probabilities - np.eye(5)[np.arange(6) % 5]).T @ features / 6
     trained = (head - 0.5 * gradient).astype(np.float32)
 
-    stream.send(*weights(7, {"fc": trained}), *batch(2, 7, codes, opened.input, every))  # pipelined
+    stream.send(
+        *weights(7, {"fc": trained}), *batch(2, 7, codes, opened.inputs[0].quantized, every)
+    )  # pipelined
     assert next(stream.answers).WhichOneof("kind") == "weights_loaded"
     after, done = stream.tensors()
     assert (done.batch_id, done.weights_version) == (2, 7)
@@ -129,7 +137,10 @@ def test_a_batch_between_the_tensors_of_an_update_runs_with_the_last_commit(
     update = list(weights(1, {"fc": np.ones((5, 4), np.float32), "bias": np.ones(4, np.float32)}))
     stream = client.forward(opened.session_id)
     stream.send(
-        *update[:1], *batch(1, 0, codes, opened.input), *update[1:], *batch(2, 1, codes, opened.input)
+        *update[:1],
+        *batch(1, 0, codes, opened.inputs[0].quantized),
+        *update[1:],
+        *batch(2, 1, codes, opened.inputs[0].quantized),
     )
     next(stream.answers)
     tensors, _ = stream.tensors()
@@ -145,7 +156,7 @@ def test_taps_count_in_the_first_chunk_and_once(
     client: ProtoClient, opened: npu_pb2.CompileResponse, codes: Codes
 ) -> None:
     """BatchChunk.taps: twice is once, unordered is ordered, later ones are ignored."""
-    first, *later = batch(1, 0, codes, opened.input, [1, 0, 1])
+    first, *later = batch(1, 0, codes, opened.inputs[0].quantized, [1, 0, 1])
     for message in later:
         message.batch.taps.append(2)
     stream = client.forward(opened.session_id)
@@ -162,8 +173,8 @@ def test_what_is_unfinished_when_the_client_ends_is_dropped(
     """NpuService.Forward: the answers to what is complete come, then OK; the version stays."""
     stream = client.forward(opened.session_id)
     unfinished_update = list(weights(4, {"fc": np.ones((5, 4), np.float32)}))[:-1]
-    unfinished_batch = list(batch(2, 0, codes, opened.input))[:-1]
-    stream.send(*batch(1, 0, codes, opened.input), *unfinished_update, *unfinished_batch)
+    unfinished_batch = list(batch(2, 0, codes, opened.inputs[0].quantized))[:-1]
+    stream.send(*batch(1, 0, codes, opened.inputs[0].quantized), *unfinished_update, *unfinished_batch)
     stream.half_close()
     next(stream.answers)
     assert stream.tensors()[1].batch_id == 1

@@ -75,8 +75,8 @@ def test_equal_bits_in_the_process_and_over_the_wire(start: Start, images: Int8A
         for update in ({}, weights(1), {"conv.bias": weights(2)["conv.bias"]}):
             program.load_weights(update)
             session.push_weights(update)
-            pending = session.submit(images, taps)
-            for tensor in filter(None, program.forward(images, taps)):
+            pending = session.submit(session.layer_map.named(images), taps)
+            for tensor in filter(None, program.forward(program.layer_map.named(images), taps)):
                 np.testing.assert_array_equal(tensor.data, pending.tensor(tensor.layer))
 
 
@@ -94,7 +94,7 @@ def test_equal_bits_where_sessions_take_turns(start: Start, images: Int8Array, n
             pending = []
             for step in range(10):
                 session.push_weights(weights(100 * seed + step))
-                pending.append(session.submit(images, taps))
+                pending.append(session.submit(session.layer_map.named(images), taps))
             return [answer.tensor(tap) for answer in pending for tap in taps]
 
     def compile_on() -> None:
@@ -117,7 +117,13 @@ def test_equal_bits_where_sessions_take_turns(start: Start, images: Int8Array, n
         expected = []
         for step in range(10):
             program.load_weights(weights(100 * seed + step))
-            expected += [t.data for t in program.forward(images, range(len(program.layer_map.layers))) if t]
+            expected += [
+                t.data
+                for t in program.forward(
+                    program.layer_map.named(images), range(len(program.layer_map.layers))
+                )
+                if t
+            ]
         for right, answer in zip(expected, tensors, strict=True):
             np.testing.assert_array_equal(right, answer)
 
@@ -142,4 +148,4 @@ def test_refused_weights_of_a_real_program(
         session = npu.compile(model(), RANGES)
         session.push_weights({name: np.zeros(shape, np.float32)})
         with pytest.raises(InvalidInput, match=name):
-            session.submit(images, ()).tensor(len(session.layer_map.layers) - 1)
+            session.submit(session.layer_map.named(images), ()).tensor(len(session.layer_map.layers) - 1)

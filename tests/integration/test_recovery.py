@@ -35,9 +35,9 @@ def test_a_killed_server_that_comes_back_loses_nothing(
     with connect(f"unix:{tmp_path}/child.sock", timeout_s=20) as npu:
         session = npu.compile(b"model", RANGES)
         session.push_weights({"bias": np.array(3, np.float32)})
-        first = session.submit(batch, range(LAYERS))
+        first = session.submit({"t0": batch}, range(LAYERS))
         session.push_weights({"bias": np.array(5, np.float32)})
-        second = session.submit(batch, range(LAYERS))
+        second = session.submit({"t0": batch}, range(LAYERS))
         before = first.tensor(0)  # layer 1 waits for the gate, so the batch is in the middle
         with caplog.at_level(logging.WARNING):
             kill(child)
@@ -49,7 +49,7 @@ def test_a_killed_server_that_comes_back_loses_nothing(
         assert first.tensor(0) is before
         assert "trying for 60 s" in caplog.text
         assert "2 unanswered batches are sent again" in caplog.text
-        np.testing.assert_array_equal(expected(batch, 2, 5), session.submit(batch, ()).tensor(2))
+        np.testing.assert_array_equal(expected(batch, 2, 5), session.submit({"t0": batch}, ()).tensor(2))
 
 
 def test_a_server_that_stays_away_is_reported_and_can_be_started_later(
@@ -61,13 +61,13 @@ def test_a_server_that_stays_away_is_reported_and_can_be_started_later(
     with connect(f"unix:{tmp_path}/child.sock", reconnect_timeout_s=1.0) as npu:
         session = npu.compile(b"model", RANGES)
         session.push_weights({"bias": np.array(3, np.float32)})
-        pending = session.submit(batch, ())
+        pending = session.submit({"t0": batch}, ())
         kill(child)
         with pytest.raises(ServerUnavailable, match="start it again and repeat the step"):
             pending.tensor(2)
         spawn()
         np.testing.assert_array_equal(expected(batch, 2, 3), pending.tensor(2))
-        np.testing.assert_array_equal(expected(batch, 2, 3), session.submit(batch, ()).tensor(2))
+        np.testing.assert_array_equal(expected(batch, 2, 3), session.submit({"t0": batch}, ()).tensor(2))
 
 
 def test_submitting_to_a_server_that_is_gone_reports_it_too(
@@ -78,7 +78,7 @@ def test_submitting_to_a_server_that_is_gone_reports_it_too(
     with connect(f"unix:{tmp_path}/child.sock", reconnect_timeout_s=1.0) as npu:
         session = npu.compile(b"model", RANGES)
         kill(child)
-        pending = session.submit(batch, ())
+        pending = session.submit({"t0": batch}, ())
         for _ in range(2):
             with pytest.raises(ServerUnavailable):
                 pending.tensor(2)
@@ -96,7 +96,7 @@ def test_another_arithmetic_behind_the_endpoint_is_refused(
         kill(child)
         spawn("--backend-option", f"hash={'f' * 64}")
         with pytest.raises(DeviceChanged, match="profile hash ffffffffffff"):
-            session.submit(batch, ()).tensor(2)
+            session.submit({"t0": batch}, ()).tensor(2)
 
 
 def test_other_layers_after_a_restart_are_refused(spawn: Spawn, tmp_path: Path, batch: Int8Array) -> None:
@@ -107,16 +107,16 @@ def test_other_layers_after_a_restart_are_refused(spawn: Spawn, tmp_path: Path, 
         kill(child)
         spawn("--backend-option", "size=6")
         with pytest.raises(DeviceChanged, match="other layers or scales"):
-            session.submit(batch, ()).tensor(2)
+            session.submit({"t0": batch}, ()).tensor(2)
 
 
 def test_a_released_session_is_opened_again(npu: Connection, start: Start, batch: Int8Array) -> None:
     """SessionLost is no concern of the caller: weights and model are still here."""
     session = npu.compile(b"model", RANGES)
     session.push_weights({"bias": np.array(2, np.float32)})
-    session.submit(batch, ()).tensor(2)
+    session.submit({"t0": batch}, ()).tensor(2)
     npu._transport.release(session._stream._session_id)  # what an expired lease does
-    np.testing.assert_array_equal(expected(batch, 2, 2), session.submit(batch, ()).tensor(2))
+    np.testing.assert_array_equal(expected(batch, 2, 2), session.submit({"t0": batch}, ()).tensor(2))
 
 
 def test_a_silent_server_is_a_timeout(start: Start, backend: FakeBackend, batch: Int8Array) -> None:
@@ -124,7 +124,7 @@ def test_a_silent_server_is_a_timeout(start: Start, backend: FakeBackend, batch:
     with connect(start().address, timeout_s=1.5) as npu:
         session = npu.compile(b"model", RANGES)
         backend.gate.clear()
-        pending = session.submit(batch, ())
+        pending = session.submit({"t0": batch}, ())
         with pytest.raises(Timeout, match="sent nothing for"):
             pending.tensor(2)
         backend.gate.set()
@@ -136,12 +136,12 @@ def test_a_device_fault_fails_its_batch_only(npu: Connection, backend: FakeBacke
     session = npu.compile(b"model", RANGES)
     session.push_weights({"bias": np.array(2, np.float32)})
     backend.fail_with = ZeroDivisionError("secret detail")
-    pending = session.submit(batch, ())
+    pending = session.submit({"t0": batch}, ())
     with pytest.raises(DeviceFault, match="the server's log says why") as caught:
         pending.tensor(2)
     assert "secret" not in str(caught.value)
     backend.fail_with = None
-    np.testing.assert_array_equal(expected(batch, 2, 2), session.submit(batch, ()).tensor(2))
+    np.testing.assert_array_equal(expected(batch, 2, 2), session.submit({"t0": batch}, ()).tensor(2))
 
 
 @pytest.mark.parametrize(
@@ -160,9 +160,9 @@ def test_a_backend_that_breaks_its_own_layer_map_is_caught(
     session = npu.compile(b"model", RANGES)
     backend.spoil = lambda tensor: dataclasses.replace(tensor, **change)  # type: ignore[arg-type]
     with pytest.raises(DeviceFault, match=reason):
-        session.submit(batch, ()).tensor(2)
+        session.submit({"t0": batch}, ()).tensor(2)
     backend.spoil = lambda tensor: tensor
-    np.testing.assert_array_equal(expected(batch, 2), session.submit(batch, ()).tensor(2))
+    np.testing.assert_array_equal(expected(batch, 2), session.submit({"t0": batch}, ()).tensor(2))
 
 
 def test_a_closed_session_says_so(npu: Connection, batch: Int8Array) -> None:
@@ -171,7 +171,7 @@ def test_a_closed_session_says_so(npu: Connection, batch: Int8Array) -> None:
     session.close()
     session.close()
     with pytest.raises(SessionLost, match="compile the model again"):
-        session.submit(batch, ())
+        session.submit({"t0": batch}, ())
 
 
 def test_nobody_at_the_endpoint(tmp_path: Path) -> None:
@@ -186,10 +186,10 @@ def test_the_embedded_server_lives_and_dies_with_the_connection(plugin: None, ba
     assert npu.embedded is not None
     session = npu.compile(b"model", RANGES)
     session.push_weights({"bias": np.array(4, np.float32)})
-    np.testing.assert_array_equal(expected(batch, 2, 4), session.submit(batch, ()).tensor(2))
+    np.testing.assert_array_equal(expected(batch, 2, 4), session.submit({"t0": batch}, ()).tensor(2))
     first = npu.embedded.pid
     os.kill(first, signal.SIGKILL)
-    np.testing.assert_array_equal(expected(batch, 2, 4), session.submit(batch, ()).tensor(2))
+    np.testing.assert_array_equal(expected(batch, 2, 4), session.submit({"t0": batch}, ()).tensor(2))
     second = npu.embedded.pid
     assert second != first
     npu.close()

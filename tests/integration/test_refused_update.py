@@ -70,9 +70,9 @@ def test_a_refused_update_leaves_weights_and_version_as_they_were(start: Start, 
     """The old bits at the old version, then the next good update's; judged by programs that never saw it."""
     images = np.random.default_rng(5).integers(-128, 128, (3, 3, 2, 2), dtype=np.int8)
     judge = create_backend("reference", OPTIONS).compile(model(), RANGES)
-    bits = [b"".join(t.data.tobytes() for t in judge.forward(images, (0, 1)))]
+    bits = [b"".join(t.data.tobytes() for t in judge.forward(judge.layer_map.named(images), (0, 1)))]
     judge.load_weights(BETTER)
-    bits.append(b"".join(t.data.tobytes() for t in judge.forward(images, (0, 1))))
+    bits.append(b"".join(t.data.tobytes() for t in judge.forward(judge.layer_map.named(images), (0, 1))))
     assert bits[0] != bits[1]
 
     raw = Raw(start(create_backend(name, OPTIONS)).address)

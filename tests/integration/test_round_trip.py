@@ -19,7 +19,7 @@ RANGES = {"t0": (-1.0, 1.0)}
 def test_every_layer_arrives_bit_for_bit(npu: Connection, batch: Int8Array) -> None:
     """Each tapped layer equals the sum done by hand."""
     session = npu.compile(b"model", RANGES)
-    pending = session.submit(batch, range(LAYERS))
+    pending = session.submit({"t0": batch}, range(LAYERS))
     for layer in range(LAYERS):
         np.testing.assert_array_equal(expected(batch, layer), pending.tensor(layer))
 
@@ -30,7 +30,7 @@ def test_tcp_serves_on_a_port_of_the_systems_choice(start: Start, batch: Int8Arr
     server = start(listen=listen)
     assert not server.address.endswith(":0")
     with connect(server.address) as npu:
-        last = npu.compile(b"model", RANGES).submit(batch, ()).tensor(LAYERS - 1)
+        last = npu.compile(b"model", RANGES).submit({"t0": batch}, ()).tensor(LAYERS - 1)
     np.testing.assert_array_equal(expected(batch, LAYERS - 1), last)
 
 
@@ -39,7 +39,7 @@ def test_tensors_larger_than_a_chunk_keep_their_channels_last_order(start: Start
     fake = FakeBackend(BackendOptions(extra={"size": "400"}))
     big = np.random.default_rng(2).integers(-128, 128, (32, 2, 400, 400), dtype=np.int8)
     with connect(start(fake).address) as npu:
-        pending = npu.compile(b"model", RANGES).submit(big, [0])
+        pending = npu.compile(b"model", RANGES).submit({"t0": big}, [0])
         first = pending.tensor(0)
     np.testing.assert_array_equal(expected(big, 0), first)
     assert np.moveaxis(first, 1, -1).flags.c_contiguous
@@ -54,7 +54,7 @@ def test_a_batch_runs_with_the_weights_pushed_before_it(npu: Connection, batch: 
     for value in range(6):
         bias = np.array(value, np.float32)
         session.push_weights({"bias": bias})
-        pending.append(session.submit(batch, ()))
+        pending.append(session.submit({"t0": batch}, ()))
         bias[...] = 99
     for value, answer in enumerate(pending):
         np.testing.assert_array_equal(expected(batch, 2, bias=value), answer.tensor(2))
@@ -64,12 +64,12 @@ def test_weights_larger_than_a_chunk_arrive(npu: Connection, batch: Int8Array) -
     """An initializer of 12 MB travels beside a scalar one."""
     session = npu.compile(b"model", RANGES)
     session.push_weights({"big": np.ones((3, 1000, 1000), np.float32), "bias": np.array(7, np.float32)})
-    np.testing.assert_array_equal(expected(batch, 2, bias=7), session.submit(batch, ()).tensor(2))
+    np.testing.assert_array_equal(expected(batch, 2, bias=7), session.submit({"t0": batch}, ()).tensor(2))
 
 
 def test_only_tapped_layers_are_sent(npu: Connection, batch: Int8Array) -> None:
     """The last layer always comes; one that was not tapped is an error at once."""
-    pending = npu.compile(b"model", RANGES).submit(batch, [1])
+    pending = npu.compile(b"model", RANGES).submit({"t0": batch}, [1])
     pending.tensor(1)
     pending.tensor(2)
     assert [timing.layer for timing in pending.timings()] == [1, 2]
@@ -83,7 +83,7 @@ def test_layers_arrive_while_the_device_works_on_the_next(
     """The device begins a layer only when the client has the one before; a tensor held back never comes."""
     arrived = threading.Semaphore(1)
     backend.before_layer = lambda layer: arrived.acquire()
-    pending = npu.compile(b"model", RANGES).submit(batch, range(LAYERS))
+    pending = npu.compile(b"model", RANGES).submit({"t0": batch}, range(LAYERS))
     for layer in range(LAYERS):
         np.testing.assert_array_equal(expected(batch, layer), pending.tensor(layer))
         arrived.release()
@@ -111,7 +111,7 @@ def test_timings_stay_in_the_clients_clock(
         session = npu.compile(b"model", RANGES)
         for _ in range(3):
             before_ns = time.monotonic_ns()
-            pending = session.submit(batch, range(LAYERS))
+            pending = session.submit({"t0": batch}, range(LAYERS))
             pending.tensor(LAYERS - 1)
             for timing in pending.timings():
                 assert before_ns <= timing.npu_start_ns <= timing.npu_end_ns <= timing.arrival_ns
@@ -123,7 +123,7 @@ def test_two_sessions_share_the_device(npu: Connection, backend: FakeBackend, ba
     one, two = npu.compile(b"model", RANGES), npu.compile(b"model", RANGES)
     one.push_weights({"bias": np.array(1, np.float32)})
     two.push_weights({"bias": np.array(2, np.float32)})
-    answers = [(s.submit(batch, ()), bias) for _ in range(5) for s, bias in ((one, 1), (two, 2))]
+    answers = [(s.submit({"t0": batch}, ()), bias) for _ in range(5) for s, bias in ((one, 1), (two, 2))]
     for pending, bias in answers:
         np.testing.assert_array_equal(expected(batch, 2, bias=bias), pending.tensor(2))
     assert len(backend.threads) == 1

@@ -104,7 +104,7 @@ def test_the_end_of_stdin_and_a_signal_are_one_wish(plugin: None, tmp_path: Path
     try:
         assert child.stdout.readline().startswith(b"listening on")
         with connect(address, reconnect_timeout_s=0.1) as npu:
-            npu.compile(b"model", RANGES).submit(batch, range(3)).tensor(0)
+            npu.compile(b"model", RANGES).submit({"t0": batch}, range(3)).tensor(0)
             child.stdin.close()
             wait_until(lambda: not serves(address))
             child.terminate()

@@ -44,11 +44,11 @@ def test_a_batch_is_answered_while_another_clients_model_compiles(start: Start, 
         slow = pool.submit(other.compile, b"slow", RANGES)
         try:
             assert backend.compiling.wait(TIMEOUT_S)
-            answer = npu.compile(b"model", RANGES).submit(batch, ()).tensor(2)
+            answer = npu.compile(b"model", RANGES).submit({"t0": batch}, ()).tensor(2)
         finally:
             backend.compiled.set()
         np.testing.assert_array_equal(expected(batch, 2), answer)
-        last = slow.result(TIMEOUT_S).submit(batch, ()).tensor(2)
+        last = slow.result(TIMEOUT_S).submit({"t0": batch}, ()).tensor(2)
         np.testing.assert_array_equal(expected(batch, 2), last)
 
 
@@ -66,14 +66,14 @@ def test_sessions_take_turns_layer_by_layer(start: Start, backend: FakeBackend, 
     with connect(server.address) as one, connect(server.address) as two:
         first, second = one.compile(b"model", RANGES), two.compile(b"model", RANGES)
         for session in (first, second):
-            session.submit(batch, ()).tensor(2)  # so both streams are open
+            session.submit({"t0": batch}, ()).tensor(2)  # so both streams are open
         backend.calls.clear()
         backend.gate.clear()
         while backend.layer_began.acquire(blocking=False):
             pass
-        long = first.submit(batch, range(3))
+        long = first.submit({"t0": batch}, range(3))
         assert backend.layer_began.acquire(timeout=TIMEOUT_S)
-        short = second.submit(batch - 1, ())
+        short = second.submit({"t0": batch - 1}, ())
         wait_until(lambda: server.status().queue_depth == 1)
         backend.gate.set()
         for layer in range(3):
@@ -108,18 +108,18 @@ def test_a_batch_is_answered_between_the_steps_of_a_weight_update(start: Start, 
     server = start(backend)
     with connect(server.address) as one, connect(server.address) as two:
         first, second = one.compile(b"model", RANGES), two.compile(b"model", RANGES)
-        second.submit(batch, ()).tensor(2)  # so its stream is open
+        second.submit({"t0": batch}, ()).tensor(2)  # so its stream is open
         while backend.layer_began.acquire(blocking=False):
             pass
         backend.gate.clear()
         backend.calls.clear()
         first.push_weights({"bias": np.array(5, np.float32)})
         assert backend.layer_began.acquire(timeout=TIMEOUT_S)
-        other = second.submit(batch, ())
+        other = second.submit({"t0": batch}, ())
         wait_until(lambda: server.status().queue_depth == 1)
         backend.gate.set()
         np.testing.assert_array_equal(expected(batch, 2), other.tensor(2))
-        np.testing.assert_array_equal(expected(batch, 2, bias=5), first.submit(batch, ()).tensor(2))
+        np.testing.assert_array_equal(expected(batch, 2, bias=5), first.submit({"t0": batch}, ()).tensor(2))
     steps = ["step 0", "forward", "layer 0", "step 1", "layer 1", "step 2", "layer 2", "load_weights"]
     assert backend.calls[: len(steps)] == steps
 

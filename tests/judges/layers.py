@@ -110,9 +110,10 @@ class Network:
 
     def _judged(self, layers: tuple[Layer, ...], index: int, profile: Profile) -> JudgedLayer:
         layer = layers[index]
-        shapes = {-1: self._graph.input_shape} | {i: layer.shape for i, layer in enumerate(layers)}
+        shapes = {entry.name: entry.shape for entry in self._graph.inputs}
+        shapes |= {layer.spec.name: layer.shape for layer in layers}
         prepared = prepare(layer, self._constants, profile)
-        return JudgedLayer(layer, prepared, tuple(shapes[i] for i in layer.inputs))
+        return JudgedLayer(layer, prepared, tuple(shapes[name] for name in layer.spec.inputs))
 
     def layers(self, ranges: Mapping[str, tuple[float, float]], profile: Profile) -> list[JudgedLayer]:
         """All layers, in the order of execution."""

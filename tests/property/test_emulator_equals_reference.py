@@ -33,7 +33,9 @@ def test_every_tensor_is_equal(profile: str, net: Net, seed: int, size: int, tab
             backend(options).compile(net.model, net.ranges) for backend in (ReferenceBackend, EmulatorBackend)
         ]
     taps = range(len(programs[0].layer_map.layers))
-    for expected, actual in zip(*(filter(None, p.forward(batch, taps)) for p in programs), strict=True):
+    for expected, actual in zip(
+        *(filter(None, p.forward(p.layer_map.named(batch), taps)) for p in programs), strict=True
+    ):
         spec = programs[0].layer_map.layers[expected.layer]
         np.testing.assert_array_equal(actual.data, expected.data, err_msg=f"{spec.op} {spec.name}")
 

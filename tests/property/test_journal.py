@@ -12,7 +12,7 @@ from npu_wire.layer_map import Int8Array, LayerMap, LayerSpec, TensorSpec
 from trainer_client.npu.journal import Batch, Journal, Operation, WeightUpdate
 
 LAYER = LayerSpec(TensorSpec("y", (1,), 1.0, 0), "Add", ("x",))
-LAYER_MAP = LayerMap(TensorSpec("x", (1,), 1.0, 0), (LAYER,))
+LAYER_MAP = LayerMap((TensorSpec("x", (1,), 1.0, 0),), (LAYER,), ("y",))
 DATA = np.zeros((1, 1), np.int8)
 POISON = 99.0
 
@@ -53,7 +53,7 @@ class Simulation:
 
     def submit(self) -> None:
         """The user expects an answer of the weights that he believes in."""
-        batch = Batch(len(self.batches) + 1, self.version, DATA, (), LAYER_MAP, Nobody())
+        batch = Batch(len(self.batches) + 1, self.version, {"x": DATA}, 1, (), LAYER_MAP, Nobody())
         self.batches.append((batch, dict(self.believed)))
         self.journal.append(batch)
 

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from npu_server.seam import Backend, BackendOptions, Health, LayerTensor, Program, Ranges
 from npu_wire.device import Capabilities, Fingerprint
 from npu_wire.errors import InvalidInput, NonFiniteInput
-from npu_wire.layer_map import Float32Array, Int8Array, LayerMap, LayerSpec, MemoryLayout, TensorSpec
+from npu_wire.layer_map import Array, Float32Array, Int8Array, LayerMap, LayerSpec, MemoryLayout, TensorSpec
 from npu_wire.quantize import dequantize, quantize
 from trainer_client.npu.session import LayerTiming
 
@@ -47,7 +47,7 @@ class InProcessSession:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.pushes: list[Mapping[str, Float32Array]] = []
-        self.batches: list[tuple[Int8Array, tuple[int, ...]]] = []
+        self.batches: list[tuple[Mapping[str, Array], tuple[int, ...]]] = []
         self.closed = False
 
     @property
@@ -58,9 +58,9 @@ class InProcessSession:
         self.program.load_weights(tensors)
         self.pushes.append(tensors)
 
-    def submit(self, batch: Int8Array, taps: Collection[int]) -> "InProcessBatch":
-        self.batches.append((batch, tuple(taps)))
-        return InProcessBatch([t for t in self.program.forward(batch, taps) if t is not None])
+    def submit(self, inputs: Mapping[str, Array], taps: Collection[int]) -> "InProcessBatch":
+        self.batches.append((inputs, tuple(taps)))
+        return InProcessBatch([t for t in self.program.forward(inputs, taps) if t is not None])
 
     def close(self) -> None:
         self.closed = True
@@ -111,11 +111,12 @@ class SegmentProgram:
         self.quantized = {name: self._spec(name, ranges[name], layout) for name in self._shapes}
         self._segments = [self._cut(end, set(self._shapes)) for end in ends]
         self.layer_map = LayerMap(
-            self.quantized[graph.input[0].name],
+            (self.quantized[graph.input[0].name],),
             tuple(
                 self._layer(end, inputs, parameters)
                 for end, (inputs, _, parameters) in zip(ends, self._segments, strict=True)
             ),
+            (ends[-1],),
         )
         self._sessions = self._build()
 
@@ -128,8 +129,8 @@ class SegmentProgram:
             self._initializers[name].CopyFrom(numpy_helper.from_array(values, name))
         self._sessions = self._build()
 
-    def forward(self, batch: Int8Array, taps: Collection[int]) -> Iterator[LayerTensor]:
-        codes = {self.layer_map.input.name: batch}
+    def forward(self, inputs: Mapping[str, Array], taps: Collection[int]) -> Iterator[LayerTensor]:
+        codes = dict(inputs)
         for position, layer in enumerate(self.layer_map.layers):
             start = time.monotonic_ns()
             feeds = {
@@ -141,7 +142,7 @@ class SegmentProgram:
             if layer.output.layout is MemoryLayout.CHANNELS_LAST:
                 q = np.ascontiguousarray(q.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
             codes[layer.name] = q
-            if position in taps or position == len(self.layer_map.layers) - 1:
+            if position in taps or position in self.layer_map.output_layers:
                 yield LayerTensor(position, q, start, time.monotonic_ns())
 
     def close(self) -> None:

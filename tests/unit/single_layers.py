@@ -48,7 +48,11 @@ class SingleLayer:
         """Every layer's output by name."""
         program = backend(BackendOptions(profile=self.profile)).compile(self.model, self.ranges)
         layers = program.layer_map.layers
-        return {layers[t.layer].name: t.data for t in program.forward(batch, range(len(layers))) if t}
+        return {
+            layers[t.layer].name: t.data
+            for t in program.forward(program.layer_map.named(batch), range(len(layers)))
+            if t
+        }
 
 
 def single_layer(

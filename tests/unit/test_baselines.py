@@ -62,7 +62,7 @@ def tensor(name: str) -> TensorSpec:
 def test_ranges_join_by_weight_and_pass_through_layers_that_move_data() -> None:
     """A reader's range reaches the tensor behind a flatten; a tensor nobody observes stays out."""
     layer_map = LayerMap(
-        tensor("x"),
+        (tensor("x"),),
         (
             LayerSpec(tensor("relu"), "Conv", ("x",), parameters=("c.weight", "b.weight")),
             LayerSpec(tensor("sum"), "Add", ("relu", "x")),
@@ -70,6 +70,7 @@ def test_ranges_join_by_weight_and_pass_through_layers_that_move_data() -> None:
             LayerSpec(tensor("flat"), "Flatten", ("mean",), moves_data_only=True),
             LayerSpec(tensor("logits"), "Gemm", ("flat",), parameters=("fc.weight", "fc.bias")),
         ),
+        ("logits",),
     )
     result = TorchaoResult(
         {}, input_ranges={"c.weight": (-1, 2), "fc.weight": (0, 3)}, output_ranges={"c.weight": (0, 4)}

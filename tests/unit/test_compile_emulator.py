@@ -145,7 +145,9 @@ def test_a_chain_of_sums_holds_a_bounded_number_of_tables(monkeypatch: pytest.Mo
     for update in ({}, {"w": -weights["w"]}):
         for program in programs:
             program.load_weights(update)
-        for expected, actual in zip(*(program.forward(batch, range(3)) for program in programs), strict=True):
+        for expected, actual in zip(
+            *(program.forward(program.layer_map.named(batch), range(3)) for program in programs), strict=True
+        ):
             np.testing.assert_array_equal(actual.data, expected.data)
     assert tabled == ["a", "b", "a", "b"]
 

@@ -156,9 +156,12 @@ def test_int8_is_close_to_float(name: str) -> None:
     model, values, images = captured(name)
     for backend in BACKENDS:
         program = backend(BackendOptions(profile="tflm")).compile(model, ranges_of(values, images))
-        layers, entry = program.layer_map.layers, program.layer_map.input
+        layers, entry = program.layer_map.layers, program.layer_map.inputs[0]
         for tensor in filter(
-            None, program.forward(quantize(images, entry.scale, entry.zero_point), range(len(layers)))
+            None,
+            program.forward(
+                program.layer_map.named(quantize(images, entry.scale, entry.zero_point)), range(len(layers))
+            ),
         ):
             spec = layers[tensor.layer].output
             noise = dequantize(tensor.data, spec.scale, spec.zero_point) - values[spec.name]
@@ -174,10 +177,12 @@ def test_backends_agree(name: str, profile: str) -> None:
     programs = [
         b(BackendOptions(profile=profile)).compile(model, ranges_of(values, images)) for b in BACKENDS
     ]
-    entry = programs[0].layer_map.input
+    entry = programs[0].layer_map.inputs[0]
     batch = quantize(images, entry.scale, entry.zero_point)
     taps = range(len(programs[0].layer_map.layers))
-    for expected, actual in zip(*(filter(None, p.forward(batch, taps)) for p in programs), strict=True):
+    for expected, actual in zip(
+        *(filter(None, p.forward(p.layer_map.named(batch), taps)) for p in programs), strict=True
+    ):
         np.testing.assert_array_equal(actual.data, expected.data)
 
 
@@ -218,13 +223,13 @@ def test_weights_follow_the_module() -> None:
     }
     for backend in BACKENDS:
         program = backend(BackendOptions(profile="tflm")).compile(model, ranges)
-        entry = program.layer_map.input
+        entry = program.layer_map.inputs[0]
         batch = quantize(images, entry.scale, entry.zero_point)
-        before = list(program.forward(batch, ()))[-1].data.copy()
+        before = list(program.forward(program.layer_map.named(batch), ()))[-1].data.copy()
         program.load_weights({n: update[n] for layer in program.layer_map.layers for n in layer.parameters})
         fresh = backend(BackendOptions(profile="tflm")).compile(with_weights(model, update), ranges)
-        after = list(program.forward(batch, ()))[-1].data
-        np.testing.assert_array_equal(after, list(fresh.forward(batch, ()))[-1].data)
+        after = list(program.forward(program.layer_map.named(batch), ()))[-1].data
+        np.testing.assert_array_equal(after, list(fresh.forward(fresh.layer_map.named(batch), ()))[-1].data)
         assert (after != before).any()
 
 

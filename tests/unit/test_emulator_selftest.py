@@ -94,7 +94,9 @@ def test_a_wrong_kernel_is_found_and_replaced() -> None:
     assert told[0].fingerprint == told[1].fingerprint
     batch = random_codes(np.random.default_rng(1), 2, 3, 8, 8)
     programs = [b.compile(net.model, net.ranges) for b in (broken, ReferenceBackend(BackendOptions("tflm")))]
-    for actual, expected in zip(*(program.forward(batch, range(3)) for program in programs), strict=True):
+    for actual, expected in zip(
+        *(program.forward(program.layer_map.named(batch), range(3)) for program in programs), strict=True
+    ):
         np.testing.assert_array_equal(actual.data, expected.data)
 
 
@@ -187,5 +189,5 @@ def test_cuda_equals_reference() -> None:
     assert backend.open().failed_kernels == ()
     program = backend.compile(net.model, net.ranges)
     expected = net.run(ReferenceBackend, batch)
-    for tensor in program.forward(batch, range(3)):
+    for tensor in program.forward(program.layer_map.named(batch), range(3)):
         np.testing.assert_array_equal(tensor.data, expected[program.layer_map.layers[tensor.layer].name])

@@ -205,9 +205,9 @@ def test_trained_factor_behind_a_product_follows_its_update(backend: type[Backen
     net = single_layer("tflm", nodes, (1, 1), scales, {"f": np.array([1.0], np.float32)})
     program = backend(BackendOptions(profile="tflm")).compile(net.model, net.ranges)
     batch = np.array([[[3]]], np.int8)
-    assert list(program.forward(batch, ()))[-1].data.tolist() == [[[9]]]
+    assert list(program.forward(program.layer_map.named(batch), ()))[-1].data.tolist() == [[[9]]]
     program.load_weights({"f": np.array([2.0], np.float32)})
-    assert list(program.forward(batch, ()))[-1].data.tolist() == [[[18]]]
+    assert list(program.forward(program.layer_map.named(batch), ()))[-1].data.tolist() == [[[18]]]
 
 
 @pytest.mark.parametrize(

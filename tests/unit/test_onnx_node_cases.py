@@ -88,9 +88,9 @@ def test_what_compiles_yields_what_onnx_publishes() -> None:
         except NpuError:
             continue
         program = backend.compile(model, ranges_of(case))
-        entry, output = program.layer_map.input, program.layer_map.output
+        entry, output = program.layer_map.inputs[0], program.layer_map.tensors[program.layer_map.outputs[0]]
         codes = quantize(case.x, entry.scale, entry.zero_point).reshape(len(case.x), *entry.shape)
-        *_, last = program.forward(codes, ())
+        *_, last = program.forward(program.layer_map.named(codes), ())
         if last.data.shape != case.expected.shape:
             wrong.append(f"{case.title}: shape {last.data.shape} instead of {case.expected.shape}")
             continue

@@ -131,9 +131,9 @@ def test_split_weights_follow_an_update(kind: str) -> None:
     for backend in BACKENDS:
         program = backend(BackendOptions(profile="tflm")).compile(net.model, net.ranges)
         batch = np.array([[3]], np.int8)
-        assert list(program.forward(batch, ()))[-1].data.tolist() == [[6, 6]]
+        assert list(program.forward(program.layer_map.named(batch), ()))[-1].data.tolist() == [[6, 6]]
         program.load_weights({"w": 2 * weight})
-        assert list(program.forward(batch, ()))[-1].data.tolist() == [[12, 12]]
+        assert list(program.forward(program.layer_map.named(batch), ()))[-1].data.tolist() == [[12, 12]]
 
 
 @settings(max_examples=300, deadline=None)

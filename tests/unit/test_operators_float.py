@@ -202,10 +202,10 @@ def test_operator_is_float_up_to_quantization(case: Case, backend: type[Backend]
     program = backend(BackendOptions(profile="tflm")).compile(data, {"x": INPUT, "y": (-3.0, 5.0)})
     layer_map = program.layer_map
     q = codes(layer_map, shape)
-    entry, spec = layer_map.input, layer_map.output
+    entry, spec = layer_map.inputs[0], layer_map.tensors[layer_map.outputs[0]]
     x = ((q.astype(np.float64) - entry.zero_point) * entry.scale).astype(np.float32)
     (exact,) = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]).run(None, {"x": x})
-    result = list(program.forward(q, ()))[-1].data
+    result = list(program.forward(program.layer_map.named(q), ()))[-1].data
     assert result.shape == exact.shape
     steps = np.clip(exact / spec.scale + spec.zero_point, -128, 127)
     assert np.abs(result - steps).max() <= max(bound, 1e-3), name

@@ -43,16 +43,18 @@ def test_block_is_equal_on_both_backends_and_close_to_float(name: str, profile: 
         for backend in (ReferenceBackend, EmulatorBackend)
     ]
     layer_map = programs[0].layer_map
-    entry = layer_map.input
+    entry = layer_map.inputs[0]
     batch = np.clip(np.rint(x.numpy() / entry.scale) + entry.zero_point, -128, 127).astype(np.int8)
     taps = range(len(layer_map.layers))
-    for expected, actual in zip(*(filter(None, p.forward(batch, taps)) for p in programs), strict=True):
+    for expected, actual in zip(
+        *(filter(None, p.forward(p.layer_map.named(batch), taps)) for p in programs), strict=True
+    ):
         layer = layer_map.layers[expected.layer]
         assert actual.data.shape == (4, *layer.output.shape)
         np.testing.assert_array_equal(actual.data, expected.data, err_msg=f"{layer.op} {layer.name}")
     with torch.no_grad():
         exact = block.model(x).numpy()
-    spec = layer_map.output
+    spec = layer_map.tensors[layer_map.outputs[0]]
     noise = (actual.data.astype(np.float64) - spec.zero_point) * spec.scale - exact
     assert 10 * np.log10(np.square(exact).sum() / np.square(noise).sum()) > LOWEST_SQNR_DB[profile]
 

@@ -103,11 +103,11 @@ def test_the_output_is_the_graphs(title: str, backend: type) -> None:
     model = build(GRAPHS[title])
     names = {name for _, _, outputs, *_ in GRAPHS[title] for name in outputs} | {"x"}
     program = backend(BackendOptions(profile="tflm")).compile(model, dict.fromkeys(names, (-16.0, 16.0)))
-    entry, output = program.layer_map.input, program.layer_map.output
+    entry, output = program.layer_map.inputs[0], program.layer_map.tensors[program.layer_map.outputs[0]]
     x = np.random.default_rng(5).uniform(-5, 5, (7, 4)).astype(np.float32)
     codes = quantize(x, entry.scale, entry.zero_point)
     expected = in_float(model, dequantize(codes, entry.scale, entry.zero_point))
-    *_, last = program.forward(codes, ())
+    *_, last = program.forward(program.layer_map.named(codes), ())
     assert last.data.shape == expected.shape == (7, *output.shape)
     actual = dequantize(last.data, output.scale, output.zero_point)
     # Half an LSB where a layer rounds, a few where h derives from the rounded g.

@@ -23,10 +23,10 @@ def test_the_window_ends_with_the_input(pool: nn.Module, backend: type) -> None:
     images = torch.randn(4, 3, 2, 5)
     captured = capture(pool, images)
     program = backend(BackendOptions(profile="tflm")).compile(captured.onnx, observe(captured, images))
-    entry = program.layer_map.input
+    entry = program.layer_map.inputs[0]
     codes = quantize(images.numpy(), entry.scale, entry.zero_point)
-    (tensor,) = program.forward(codes, ())
+    (tensor,) = program.forward(program.layer_map.named(codes), ())
     seen = torch.from_numpy(dequantize(codes, entry.scale, entry.zero_point))
-    output = program.layer_map.output
+    output = program.layer_map.tensors[program.layer_map.outputs[0]]
     actual = dequantize(tensor.data, output.scale, output.zero_point)
     np.testing.assert_allclose(actual, pool(seen).numpy(), atol=0.51 * output.scale)

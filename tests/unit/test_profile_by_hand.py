@@ -23,7 +23,7 @@ def run(backend: type[Backend], profile: str, nodes, weights, ranges, batch: np.
     program = backend(BackendOptions(profile=profile)).compile(
         net.model, {n: (-m, m) for n, m in ranges.items()}
     )
-    return list(program.forward(batch, ()))[-1].data.reshape(-1).tolist()
+    return list(program.forward(program.layer_map.named(batch), ()))[-1].data.reshape(-1).tolist()
 
 
 def test_scales_are_powers_of_two_rounded_up() -> None:
@@ -149,7 +149,7 @@ def test_weights_that_are_nearly_zero_leave_the_bias(backend: type[Backend], pro
         {"w": np.full((1, 2), 1e-9, np.float32), "b": np.array([2.5], np.float32)},
     )
     program = backend(BackendOptions(profile=profile)).compile(net.model, ranges)
-    (output,) = program.forward(np.array([[127, -128]], np.int8), ())
+    (output,) = program.forward(program.layer_map.named(np.array([[127, -128]], np.int8)), ())
     scale, zero_point = (
         program.layer_map.layers[-1].output.scale,
         program.layer_map.layers[-1].output.zero_point,

@@ -68,7 +68,7 @@ def test_worked_example_of_the_documentation(backend: type[Backend], tmp_path: P
 
     def code(profile: str) -> int:
         program = backend(BackendOptions(profile=profile)).compile(model, ranges)
-        return int(list(program.forward(batch, ()))[-1].data.reshape(-1)[0])
+        return int(list(program.forward(program.layer_map.named(batch), ()))[-1].data.reshape(-1)[0])
 
     assert code(str(path)) == 97
     path.write_text(path.read_text("utf-8").replace("bits = 20", "bits = 32"), "utf-8")

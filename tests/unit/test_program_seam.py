@@ -28,9 +28,13 @@ def test_control_returns_after_each_layer(backend: type[Backend]) -> None:
     net = single_layer("tflm", CHAIN, (2, 6, 6), {"x": Scale(0.1, 0), "a": Scale(0.1, 0), "y": Scale(0.1, 0)})
     compiled = backend(BackendOptions(profile=net.profile)).compile(net.model, net.ranges)
     batch = random_codes(np.random.default_rng(0), 2, 2, 6, 6)
-    came = [tensor and tensor.layer for tensor in compiled.forward(batch, (1,))]
+    came = [tensor and tensor.layer for tensor in compiled.forward(compiled.layer_map.named(batch), (1,))]
     assert came == [None, 1, 2]
-    assert [tensor and tensor.layer for tensor in compiled.forward(batch, ())] == [None, None, 2]
+    assert [tensor and tensor.layer for tensor in compiled.forward(compiled.layer_map.named(batch), ())] == [
+        None,
+        None,
+        2,
+    ]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -49,7 +53,7 @@ def test_weights_change_when_all_their_steps_are_done(backend: type[Backend]) ->
     batch = np.zeros((1, 2, 3, 3), np.int8)
 
     def output() -> set[int]:
-        return set(list(compiled.forward(batch, ()))[-1].data.ravel().tolist())  # type: ignore[union-attr]
+        return set(list(compiled.forward(compiled.layer_map.named(batch), ()))[-1].data.ravel().tolist())  # type: ignore[union-attr]
 
     assert output() == {2}
     more = {name: 3 * values for name, values in shift.items()}
@@ -75,13 +79,13 @@ def test_a_layer_of_much_work_is_done_some_samples_at_a_time(
         except UnsupportedModel:
             continue
         taps = range(len(whole.layer_map.layers))
-        expected = [t for t in whole.forward(batch, taps) if t]
+        expected = [t for t in whole.forward(whole.layer_map.named(batch), taps) if t]
         with monkeypatch.context() as patch:
             patch.setattr(
                 program, "samples_at_once", lambda layer, layer_map, _: 4 * at_once(layer, layer_map, 1)
             )
             sliced = slow.compile(case.model(), ranges)
-        came = list(sliced.forward(batch, taps))
+        came = list(sliced.forward(sliced.layer_map.named(batch), taps))
         hosted = sum(layer.host_float for layer in whole.layer_map.layers)
         assert [t and t.layer for t in came].count(None) == len(taps) - hosted, case
         for right, actual in zip(expected, filter(None, came), strict=True):

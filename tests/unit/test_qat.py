@@ -51,9 +51,11 @@ def test_zero_mismatch(layout: MemoryLayout, monkeypatch: pytest.MonkeyPatch) ->
     for tensor in model.graph.initializer:
         tensor.CopyFrom(numpy_helper.from_array(state[tensor.name].numpy(), tensor.name))
     independent = npu._backend.compile(model.SerializeToString(), qat.ranges)
-    specs = [independent.layer_map.input, *(layer.output for layer in independent.layer_map.layers)]
+    specs = [independent.layer_map.inputs[0], *(layer.output for layer in independent.layer_map.layers)]
     codes = [quantize(x.numpy(), specs[0].scale, specs[0].zero_point)]
-    codes += [t.data for t in independent.forward(codes[0], range(len(specs) - 1))]
+    codes += [
+        t.data for t in independent.forward(independent.layer_map.named(codes[0]), range(len(specs) - 1))
+    ]
     assert len(injected) == len(specs) == 6
     for spec, q, value in zip(specs, codes, injected, strict=True):
         np.testing.assert_array_equal(value.numpy(), dequantize(q, spec.scale, spec.zero_point), spec.name)
@@ -94,8 +96,12 @@ def test_gradients_are_those_of_the_step_written_by_hand() -> None:
 
     session = npu.sessions[-1]
     layers = session.layer_map.layers
-    batch = session.batches[-1][0]
-    codes = {layers[t.layer].name: t.data for t in session.program.forward(batch, range(len(layers))) if t}
+    (batch,) = session.batches[-1][0].values()
+    codes = {
+        layers[t.layer].name: t.data
+        for t in session.program.forward(session.program.layer_map.named(batch), range(len(layers)))
+        if t
+    }
     specs = {layer.name: layer for layer in layers}
 
     def on_npu(name: str, y: Tensor) -> Tensor:
@@ -107,7 +113,9 @@ def test_gradients_are_those_of_the_step_written_by_hand() -> None:
         return real + torch.where(free, y - y.detach(), 0.0)
 
     net.eval().zero_grad()
-    h = torch.from_numpy(dequantize(batch, session.layer_map.input.scale, session.layer_map.input.zero_point))
+    h = torch.from_numpy(
+        dequantize(batch, session.layer_map.inputs[0].scale, session.layer_map.inputs[0].zero_point)
+    )
     h = on_npu("hardtanh", net.stem_act(net.stem_norm(net.stem(h))))
     h = on_npu("add_30", h + on_npu("relu", torch.relu(net.body_norm(net.body(h)))))
     out = on_npu("linear", net.head(on_npu("mean", h.mean((2, 3)))))
@@ -127,7 +135,7 @@ def test_evaluation_returns_the_npus_own_output_in_parts() -> None:
     out = qat(x)
     assert torch.equal(out, expected)
     assert not out.requires_grad
-    assert [(len(batch), taps) for batch, taps in npu.sessions[-1].batches[-3:]] == [
+    assert [(len(batch["x"]), taps) for batch, taps in npu.sessions[-1].batches[-3:]] == [
         (16, ()),
         (16, ()),
         (5, ()),

@@ -155,7 +155,11 @@ def test_int8_addition_clamps_both_operands(backend: type[Backend]) -> None:
         net.model, {"x": (-254.0, 254.0), "n": (-254.0, 254.0), "y": (-127.0, 127.0)}
     )
     batch = np.array([100, -100, 50], np.int8).reshape(-1, 1, 1, 1)
-    assert list(program.forward(batch, ()))[-1].data.reshape(-1).tolist() == [-1, -1, 0]
+    assert list(program.forward(program.layer_map.named(batch), ()))[-1].data.reshape(-1).tolist() == [
+        -1,
+        -1,
+        0,
+    ]
 
 
 @each_backend
@@ -167,7 +171,10 @@ def test_mean_between_two_powers_of_two(backend: type[Backend]) -> None:
     for largest, expected in ((63.5, [4, -5]), (254.0, [1, -2]), (1016.0, [0, -1])):
         ranges = {"x": (-127.0, 127.0), "y": (-largest, largest)}
         program = backend(BackendOptions(profile="pow2-trunc")).compile(net.model, ranges)
-        assert list(program.forward(batch, ()))[-1].data.reshape(-1).tolist() == expected
+        assert (
+            list(program.forward(program.layer_map.named(batch), ()))[-1].data.reshape(-1).tolist()
+            == expected
+        )
 
 
 @each_backend
@@ -317,10 +324,10 @@ def test_average_pool_by_reciprocal_keeps_its_scale(backend: type[Backend]) -> N
     node = helper.make_node("AveragePool", ["x"], ["y"], "pool", kernel_shape=[1, 2])
     net = single_layer("tosa-single", [node], (1, 1, 2), {"x": Scale(1.0, 3), "y": Scale(2.0, 0)})
     program = backend(BackendOptions(profile="tosa-single")).compile(net.model, net.ranges)
-    output = program.layer_map.output
+    output = program.layer_map.tensors[program.layer_map.outputs[0]]
     assert (output.scale, output.zero_point) == (1.0, 3)
     batch = np.array([7, 9], np.int8).reshape(1, 1, 1, 2)
-    assert list(program.forward(batch, ()))[-1].data.reshape(-1).tolist() == [8]
+    assert list(program.forward(program.layer_map.named(batch), ()))[-1].data.reshape(-1).tolist() == [8]
 
 
 @each_backend

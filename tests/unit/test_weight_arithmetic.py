@@ -34,7 +34,7 @@ def model(nodes: list, shape: tuple[int, ...], constants: dict[str, np.ndarray])
 
 def exact(data: bytes, layer_map: LayerMap, codes: np.ndarray) -> np.ndarray:
     """ONNX Runtime's float result on what the codes stand for, in steps of the output's code."""
-    entry, out = layer_map.input, layer_map.output
+    entry, out = layer_map.inputs[0], layer_map.tensors[layer_map.outputs[0]]
     x = ((codes.astype(np.float64) - entry.zero_point) * entry.scale).astype(np.float32)
     (y,) = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]).run(None, {"x": x})
     return np.clip(y / out.scale + out.zero_point, -128, 127)
@@ -57,6 +57,6 @@ def test_a_trained_clipping_bound_follows_its_updates(backend: type[Backend], op
     for alpha in (2.5, 1.25):
         constants["alpha"] = np.array(alpha, np.float32)
         program.load_weights({"alpha": constants["alpha"]})
-        (tensor,) = (t for t in program.forward(codes, ()) if t is not None)
+        (tensor,) = (t for t in program.forward(program.layer_map.named(codes), ()) if t is not None)
         expected = exact(model(nodes, (3, 5), constants), program.layer_map, codes)
         assert np.abs(tensor.data - expected).max() <= 0.5001

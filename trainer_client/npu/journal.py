@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 
 from npu_wire.errors import DeviceFault, InvalidInput, NpuError
-from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
-from npu_wire.tensors import OutgoingTensor, TensorAssembler, TensorHeader
+from npu_wire.layer_map import Array, Float32Array, Int8Array, LayerMap
+from npu_wire.tensors import OutgoingTensor, TensorAssembler, TensorHeader, input_header
 from npu_wire.v1 import npu_pb2
 from trainer_client.npu.clock import ServerClock
 from trainer_client.npu.session import LayerTiming
@@ -55,7 +55,8 @@ class Batch:
     Args:
         batch_id: its number in the session.
         version: the weights version to run it with.
-        data: int8 input; owned.
+        inputs: arrays by name; owned.
+        samples: how many they hold.
         taps: positions of the layers to answer with.
         layer_map: of the session.
         waiter: the session.
@@ -65,7 +66,8 @@ class Batch:
         self,
         batch_id: int,
         version: int,
-        data: Int8Array,
+        inputs: Mapping[str, Array],
+        samples: int,
         taps: Collection[int],
         layer_map: LayerMap,
         waiter: Waiter,
@@ -73,10 +75,11 @@ class Batch:
         self.batch_id = batch_id
         self.name = f"batch {batch_id}"
         self.version = version
-        self.taps = frozenset(taps) | {len(layer_map.layers) - 1}
+        self.taps = layer_map.output_layers.union(taps)
         self.tensors: dict[int, Int8Array] = {}
         self.error: NpuError | None = None
-        self._data = data
+        self._inputs = inputs
+        self._samples = samples
         self._layer_map = layer_map
         self._waiter = waiter
         self._timings: list[LayerTiming] = []
@@ -97,17 +100,19 @@ class Batch:
     def messages(self) -> Iterator[npu_pb2.ForwardRequest]:
         """The batch on the wire."""
         self._sent_ns = time.monotonic_ns()
-        spec = self._layer_map.input
-        outgoing = OutgoingTensor(spec.name, self._data, spec.layout)
-        for offset in outgoing.offsets():
-            request = npu_pb2.ForwardRequest()
-            message = request.batch
-            message.batch_id = self.batch_id
-            message.weights_version = self.version
-            if offset == 0:
-                message.taps.extend(sorted(self.taps))
-            outgoing.write(message.chunk, offset)
-            yield request
+        taps = sorted(self.taps)
+        for spec in self._layer_map.inputs:
+            header = input_header(spec, self._samples)
+            outgoing = OutgoingTensor(spec.name, self._inputs[spec.name], header.layout)
+            for offset in outgoing.offsets():
+                request = npu_pb2.ForwardRequest()
+                message = request.batch
+                message.batch_id = self.batch_id
+                message.weights_version = self.version
+                message.taps.extend(taps)
+                taps = []
+                outgoing.write(message.chunk, offset)
+                yield request
 
     def begin(self, layer_map: LayerMap) -> None:
         """Goes to a new server: a half-received tensor is forgotten, whole ones stay.
@@ -134,9 +139,7 @@ class Batch:
             )
         if self._assembler is None:
             spec = self._layer_map.layers[layer].output
-            expected = TensorHeader(
-                spec.name, np.dtype(np.int8), (self._data.shape[0], *spec.shape), spec.layout
-            )
+            expected = TensorHeader(spec.name, np.dtype(np.int8), (self._samples, *spec.shape), spec.layout)
             self._assembler = TensorAssembler(message.chunk, expected.nbytes, expected)
             self._assembling = layer
         elif layer != self._assembling:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 from npu_wire.errors import ServerUnavailable
-from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
+from npu_wire.layer_map import Array, Float32Array, Int8Array, LayerMap
 from trainer_client.npu.embedded import EmbeddedServer
 from trainer_client.npu.journal import Batch
 from trainer_client.npu.session import LayerTiming
@@ -140,7 +140,7 @@ class HeldSession:
 
     @property
     def layer_map(self) -> LayerMap:
-        """Every INT8 tensor of the program."""
+        """Inputs, layers and outputs of the program."""
         return self._stream.layer_map
 
     def push_weights(self, tensors: Mapping[str, Float32Array]) -> None:
@@ -152,14 +152,14 @@ class HeldSession:
         self._belongings.require_own_process()
         self._stream.push_weights(tensors)
 
-    def submit(self, batch: Int8Array, taps: Collection[int]) -> "HeldBatch":
+    def submit(self, inputs: Mapping[str, Array], taps: Collection[int]) -> "HeldBatch":
         """Sends one batch and returns at once; see `RemoteSession.submit`.
 
         Raises:
             ServerUnavailable: see `Belongings.require_own_process`.
         """
         self._belongings.require_own_process()
-        return HeldBatch(self._stream.submit(batch, taps), self._belongings, self)
+        return HeldBatch(self._stream.submit(inputs, taps), self._belongings, self)
 
     def close(self) -> None:
         """Releases the session on the server; idempotent."""

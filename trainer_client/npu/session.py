@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from npu_wire.device import Capabilities
-from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
+from npu_wire.layer_map import Array, Float32Array, Int8Array, LayerMap
 
 Ranges = Mapping[str, tuple[float, float]]
 """ONNX value name -> (min, max) of the activation."""
@@ -32,9 +32,11 @@ class PendingBatch(Protocol):
     """A batch that is on its way through the NPU."""
 
     def tensor(self, layer: int) -> Int8Array:
-        """Waits for a tapped layer's output: int8, logical shape (n, *spec.shape), read-only.
+        """Waits for the tensor of a tapped layer, or of one in `layer_map.output_layers`.
 
-        Its memory order is that of the layer map's layout, so a channels-last tensor is a transposed view.
+        Returns:
+            int8, logical shape (n, *spec.shape), read-only. Its memory order is that of the layer map's
+            layout, so a channels-last tensor is a transposed view.
 
         Raises:
             Timeout, ServerUnavailable, DeviceChanged, DeviceFault: see `npu_wire.errors`.
@@ -51,7 +53,7 @@ class Session(Protocol):
 
     @property
     def layer_map(self) -> LayerMap:
-        """Every INT8 tensor of the program."""
+        """Inputs, layers and outputs of the program."""
         ...
 
     def push_weights(self, tensors: Mapping[str, Float32Array]) -> None:
@@ -62,12 +64,14 @@ class Session(Protocol):
         """
         ...
 
-    def submit(self, batch: Int8Array, taps: Collection[int]) -> PendingBatch:
-        """Sends one batch, int8 of shape (n, *layer_map.input.shape), and returns at once.
+    def submit(self, inputs: Mapping[str, Array], taps: Collection[int]) -> PendingBatch:
+        """Sends one batch and returns at once.
 
         Args:
-            batch: the quantized input.
-            taps: positions of the layers whose outputs are wanted; the last layer's always comes.
+            inputs: those of `layer_map.inputs` by name: int8 codes (n, *spec.shape) of a quantized one, the
+                spec's dtype and shape of a raw one.
+            taps: positions of the layers whose tensors are wanted; those in `layer_map.output_layers` always
+                come.
         """
         ...
 

@@ -28,12 +28,14 @@ from npu_wire.errors import (
     Unauthenticated,
 )
 from npu_wire.layer_map import (
+    Array,
     Float32Array,
     Int8Array,
     LayerMap,
+    input_spec_from_proto,
     layer_spec_from_proto,
-    tensor_spec_from_proto,
 )
+from npu_wire.tensors import check_inputs
 from npu_wire.v1 import npu_pb2
 from trainer_client.npu.clock import ServerClock
 from trainer_client.npu.journal import Batch, Journal, WeightUpdate, again, named
@@ -94,7 +96,7 @@ class RemoteSession:
 
     @property
     def layer_map(self) -> LayerMap:
-        """Every INT8 tensor of the program."""
+        """Inputs, layers and outputs of the program."""
         assert self._layer_map is not None
         return self._layer_map
 
@@ -123,30 +125,24 @@ class RemoteSession:
             self._journal.append(WeightUpdate(self._version + 1, copies))
             self._version += 1
 
-    def submit(self, batch: Int8Array, taps: Collection[int]) -> Batch:
-        """Sends one batch and returns at once; see `Session.submit`. The array is copied.
+    def submit(self, inputs: Mapping[str, Array], taps: Collection[int]) -> Batch:
+        """Sends one batch and returns at once; see `Session.submit`. The arrays are copied.
 
         Raises:
-            InvalidInput: another dtype or shape than compiled, or a layer that does not exist.
+            InvalidInput: another name, dtype or shape than compiled, or a layer that does not exist.
             NpuError: the session cannot go on.
         """
-        spec = self.layer_map.input
-        if batch.dtype != np.int8 or batch.shape[1:] != spec.shape:
-            raise InvalidInput(
-                f"batch is {batch.dtype} {batch.shape}; '{spec.name}' must be int8 (n, *{spec.shape})"
-            )
-        if not 1 <= batch.shape[0] <= self._max_batch:
-            raise InvalidInput(f"batch has {batch.shape[0]} samples; this NPU takes 1 to {self._max_batch}")
+        samples = check_inputs(self.layer_map.inputs, inputs, self._max_batch)
         wrong = [tap for tap in taps if not 0 <= tap < len(self.layer_map.layers)]
         if wrong:
             raise InvalidInput(
                 f"tap {wrong[0]} is no layer; the program has 0 to {len(self.layer_map.layers) - 1}"
             )
-        data = np.array(batch)
+        copies = {name: np.array(array) for name, array in inputs.items()}
         with self._changed:
             self._check_usable()
             self._batch_id += 1
-            pending = Batch(self._batch_id, self._version, data, taps, self.layer_map, self)
+            pending = Batch(self._batch_id, self._version, copies, samples, taps, self.layer_map, self)
             self._journal.append(pending)
         return pending
 
@@ -295,8 +291,9 @@ class RemoteSession:
         answer = self._transport.compile(self._model, self._ranges, self._patience.compile_timeout_s)
         self._session_id = answer.session_id
         layer_map = LayerMap(
-            tensor_spec_from_proto(answer.input),
+            tuple(input_spec_from_proto(spec) for spec in answer.inputs),
             tuple(layer_spec_from_proto(layer) for layer in answer.layers),
+            tuple(answer.outputs),
         )
         if self._layer_map is not None and layer_map.arithmetic != self._layer_map.arithmetic:
             raise DeviceChanged(

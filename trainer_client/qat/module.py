@@ -272,12 +272,14 @@ class QatModule(nn.Module):
 
     def _eval_forward(self, compiled: "_Compiled", x: Tensor) -> Tensor:
         layer_map = compiled.session.layer_map
-        last, spec = len(layer_map.layers) - 1, layer_map.output
+        (last,) = layer_map.output_layers
+        spec = layer_map.layers[last].output
         largest = self._npu.info.max_batch  # asked first: it refuses a forked process
         compiled.push()
         outputs = []
         for start in range(0, x.shape[0], largest):
-            pending = compiled.session.submit(compiled.quantize_input(x[start : start + largest]), ())
+            codes = layer_map.named(compiled.quantize_input(x[start : start + largest]))
+            pending = compiled.session.submit(codes, ())
             outputs.append(dequantize(pending.tensor(last), spec.scale, spec.zero_point))
         output = torch.from_numpy(np.concatenate(outputs)).reshape(-1, *self._captured.output_shape)
         return output.to(x.device)
@@ -339,7 +341,7 @@ class _Compiled:
 
     def quantize_input(self, x: Tensor) -> Any:
         """INT8 codes of a batch."""
-        spec = self.session.layer_map.input
+        (spec,) = self.session.layer_map.quantized_inputs
         values: Float32Array = x.detach().cpu().numpy()
         return quantize(values, spec.scale, spec.zero_point).reshape(x.shape[0], *spec.shape)
 
@@ -347,7 +349,9 @@ class _Compiled:
         """Starts the NPU on a batch, with the weights of now."""
         codes = self.quantize_input(x)
         self.push()
-        return _Run(captured, self.session.layer_map, codes, self.session.submit(codes, self.tapped.taps))
+        layer_map = self.session.layer_map
+        pending = self.session.submit(layer_map.named(codes), self.tapped.taps)
+        return _Run(captured, layer_map, codes, pending)
 
 
 class _Run:
@@ -372,7 +376,7 @@ class _Run:
         It is the faster order on a CPU, and the same for every NPU: FP32 rounding depends on it, and training
         against two NPUs of equal bits must give equal weights. Codes in another order are brought to it.
         """
-        spec = self._layer_map.input
+        (spec,) = self._layer_map.quantized_inputs
         if x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         value, self.noise[spec.name] = inject(x, self._codes, rule_of_tensor(spec))

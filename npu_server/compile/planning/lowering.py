@@ -11,6 +11,7 @@ from npu_server.compile.graph import (
     Clamp,
     Concat,
     Conv,
+    Entry,
     Extreme,
     Function,
     Gemm,
@@ -62,8 +63,7 @@ class Layer:
     Attributes:
         spec: its line in the layer map.
         kernel: what it does.
-        inputs: positions of the layers that it reads; -1 is the program's input.
-        sources: quantization of its inputs.
+        sources: quantization of its inputs, but for raw ones.
         scale: of its output.
         output: zero point and clamp of its output.
         shape: of its output, without the batch.
@@ -72,7 +72,6 @@ class Layer:
 
     spec: LayerSpec
     kernel: Kernel
-    inputs: tuple[int, ...]
     sources: tuple[Quantization, ...]
     scale: float
     output: Output
@@ -107,14 +106,19 @@ def lower(
     Raises:
         NotCalibrated: a range is missing.
         InvalidInput: a range that is not finite or of zero width.
+        UnsupportedModel: an operation that the profile's NPU does not do.
     """
-    assert graph.operations[-1].output == graph.output, "the last layer must yield the network's output"
-    names = {graph.input: -1}
-    quantizations = {graph.input: _from_range(graph.input, ranges, profile)}
+    used = {name for operation in graph.operations for name in operation.inputs}
+    entries = [entry for entry in graph.inputs if entry.name in used]
+    if not any(isinstance(entry, Entry) or entry.batched for entry in entries):
+        raise UnsupportedModel("no layer reads an input with a batch dimension")
+    quantizations = {
+        entry.name: _from_range(entry.name, ranges, profile) for entry in entries if isinstance(entry, Entry)
+    }
     layers: list[Layer] = []
     for operation in graph.operations:
         _check(operation, profile)
-        sources = tuple(quantizations[name] for name in operation.inputs)
+        sources = tuple(quantizations[name] for name in operation.inputs if name in quantizations)
         quantization = _output_quantization(operation, sources, ranges, profile)
         layer = _layer(
             operation,
@@ -122,14 +126,18 @@ def lower(
             quantization,
             constants,
             image_layout,
-            tuple(names[n] for n in operation.inputs),
             profile.activations.bounds,
         )
-        names[operation.output] = len(layers)
         quantizations[operation.output] = quantization
         layers.append(layer)
-    entry = _tensor_spec(graph.input, graph.input_shape, quantizations[graph.input], MemoryLayout.CONTIGUOUS)
-    return Plan(LayerMap(entry, tuple(layer.spec for layer in layers)), tuple(layers))
+    inputs = tuple(
+        _tensor_spec(entry.name, entry.shape, quantizations[entry.name], MemoryLayout.CONTIGUOUS)
+        if isinstance(entry, Entry)
+        else entry
+        for entry in entries
+    )
+    outputs = tuple(name for name in graph.outputs if name in quantizations)
+    return Plan(LayerMap(inputs, tuple(layer.spec for layer in layers), outputs), tuple(layers))
 
 
 def _from_range(name: str, ranges: Mapping[str, tuple[float, float]], profile: Profile) -> Quantization:
@@ -188,7 +196,6 @@ def _layer(
     quantization: Quantization,
     constants: Constants,
     image_layout: MemoryLayout,
-    inputs: tuple[int, ...],
     bounds: str,
 ) -> Layer:
     kernel = operation.kernel
@@ -218,7 +225,7 @@ def _layer(
         host_float=isinstance(kernel, HostFloat),
     )
     output = _output(clamp, quantization, bounds)
-    return Layer(spec, kernel, inputs, sources, quantization.scale, output, operation.shape, clamp)
+    return Layer(spec, kernel, sources, quantization.scale, output, operation.shape, clamp)
 
 
 def _clamped_codes(clamp: Clamp, q: Quantization, bounds: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, ValueInfoProto
 
 from npu_server.compile import graph as g
 from npu_server.compile.reading.constants import (
@@ -18,6 +18,8 @@ from npu_server.compile.reading.constants import (
 )
 from npu_server.compile.reading.views import View
 from npu_wire.errors import UnsupportedModel
+from npu_wire.layer_map import WIRE_TYPES, RawSpec
+from npu_wire.tensors import MAX_RANK
 
 MAX_ACTIVATION_ELEMENTS = 1 << 26
 
@@ -37,6 +39,9 @@ class Importer:
         opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self.constants = Constants(initializer_arrays(model), opset)
         self._weights = 0
+        self.raw: dict[str, RawSpec] = {}
+        self._inputs: list[g.Entry | RawSpec] = []
+        self._unusable: dict[str, str] = {}
         self._views: dict[str, View] = {}
         self._operations: list[g.Operation] = []
         self.sequences: dict[str, list[Piece]] = {}
@@ -48,57 +53,63 @@ class Importer:
         Raises:
             InvalidModel, UnsupportedModel: the message names node, operator and reason.
         """
-        name, shape = self._input()
-        self._views[name] = View(name, (1, *shape))
-        if len(self._model.graph.output) != 1:
-            raise UnsupportedModel(f"model has {len(self._model.graph.output)} outputs; this NPU takes one")
+        self._take_inputs()
         live = _live_nodes(self._model)
         for node, alive in zip(self._model.graph.node, live, strict=True):
             if alive and not self.constants.fold(node, self._shape_at):
                 self._import(node)
-        view = self._views.get(self._model.graph.output[0].name)
-        if view is None or view.name == name:
+        names = [value.name for value in self._model.graph.output]
+        outputs = tuple(dict.fromkeys(self._source(name) for name in names if name not in self.constants))
+        operations = _needed(self._operations, outputs)
+        if not operations:
+            raise UnsupportedModel(f"output {names[0]!r} is computed by no layer of the NPU")
+        return g.Graph(tuple(self._inputs), outputs, operations)
+
+    def _source(self, output: str) -> str:
+        """The NPU's tensor that an output of the model is a view of."""
+        view = self._views.get(output)
+        if view is None:
             raise UnsupportedModel(
-                f"output {self._model.graph.output[0].name!r} is computed by no layer of the NPU"
+                self._unusable.get(output, f"output {output!r} is computed by no layer of the NPU")
             )
-        if not view.batch_first:
-            raise UnsupportedModel(
-                f"output {self._model.graph.output[0].name!r} must have the batch as first dimension"
-            )
-        return g.Graph(name, shape, view.name, _needed(self._operations, view.name))
+        return view.name
 
     def _shape_at(self, name: str, batch: int) -> g.Shape | None:
+        raw = self.raw.get(name)
+        if raw is not None:
+            return (batch, *raw.shape) if raw.batched else raw.shape
         view = self._views.get(name)
         return None if view is None else view.at(batch)
 
-    def _input(self) -> tuple[str, g.Shape]:
-        inputs = [value for value in self._model.graph.input if value.name not in self.constants]
-        if len(inputs) != 1:
-            raise UnsupportedModel(
-                f"model has inputs {[v.name for v in inputs]}; this NPU takes one activation input"
-            )
-        tensor = inputs[0].type.tensor_type
-        dims = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
-        if tensor.elem_type != onnx.TensorProto.FLOAT or not 2 <= len(dims) <= 5:
-            raise UnsupportedModel(
-                f"input {inputs[0].name!r} must be float32 with batch and 1 to 4 more dimensions"
-            )
-        static = [n for n in dims[1:] if n is not None and n > 0]
-        if len(static) != len(dims) - 1:
-            raise UnsupportedModel(
-                f"input {inputs[0].name!r} has shape {dims}; only the batch may be dynamic"
-            )
-        if math.prod(static) > MAX_ACTIVATION_ELEMENTS:
-            raise UnsupportedModel(
-                f"input {inputs[0].name!r} has shape {dims}; {MAX_ACTIVATION_ELEMENTS} numbers at most"
-            )
-        return inputs[0].name, tuple(static)
+    def _take_inputs(self) -> None:
+        """Float inputs with a batch become activations, others stay what they are.
+
+        Where an input has a first dimension without a size, that is the batch, and an input without one has
+        no batch dimension. Where none has, each first dimension is taken for the batch.
+        """
+        values = [value for value in self._model.graph.input if value.name not in self.constants]
+        free = any(_is_free(value) for value in values)
+        for value in values:
+            taken = _taken(value, batched=_is_free(value) or not free)
+            if isinstance(taken, str):
+                self._unusable[value.name] = taken
+                continue
+            self._inputs.append(taken)
+            if isinstance(taken, g.Entry):
+                self._views[taken.name] = View(taken.name, (1, *taken.shape))
+            else:
+                self.raw[taken.name] = taken
+                self._unusable[taken.name] = (
+                    f"input {taken.name!r} must be float32 with batch and 1 to 4 more dimensions"
+                )
 
     def _import(self, node: NodeProto) -> None:
         handler = self._handlers.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if handler is None:
             raise refuse(node, "the NPU has no such operator")
         for name in node.input:
+            if name in self._unusable:
+                raise refuse(node, self._unusable[name])
             if not (not name or name in self.constants or name in self._views or name in self.sequences):
                 raise refuse(node, f"input {name!r} is no activation that the NPU computes")
         for attribute in node.attribute:
@@ -207,17 +218,42 @@ def attributes(node: NodeProto) -> dict[str, object]:
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
 
-def _needed(operations: list[g.Operation], output: str) -> tuple[g.Operation, ...]:
-    """Those that the output derives from: a live node may have operations beside the one that counts.
-
-    What is left ends with the output's own operation, since it derives from all others.
-    """
-    needed, kept = {output}, []
+def _needed(operations: list[g.Operation], outputs: tuple[str, ...]) -> tuple[g.Operation, ...]:
+    """Those that the outputs derive from: a live node may have operations beside the one that counts."""
+    needed, kept = set(outputs), []
     for operation in reversed(operations):
         if operation.output in needed:
             needed.update(operation.inputs)
             kept.append(operation)
     return tuple(reversed(kept))
+
+
+def _is_free(value: ValueInfoProto) -> bool:
+    """Whether an input's first dimension has no size of its own."""
+    dims = value.type.tensor_type.shape.dim
+    return bool(dims) and not dims[0].HasField("dim_value")
+
+
+def _taken(value: ValueInfoProto, batched: bool) -> g.Entry | RawSpec | str:
+    """How an input is taken, or why it cannot be."""
+    tensor = value.type.tensor_type
+    dims = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+    batched = batched and bool(dims)
+    rest = dims[1:] if batched else dims
+    static = tuple(n for n in rest if n is not None and n > 0)
+    if len(static) != len(rest):
+        return f"input {value.name!r} has shape {dims}; only the batch may be dynamic"
+    if math.prod(static) > MAX_ACTIVATION_ELEMENTS:
+        return f"input {value.name!r} has shape {dims}; {MAX_ACTIVATION_ELEMENTS} numbers at most"
+    if tensor.elem_type == onnx.TensorProto.FLOAT and batched and 1 <= len(static) <= 4:
+        return g.Entry(value.name, static)
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    except KeyError:
+        dtype = np.dtype(object)
+    if dtype not in WIRE_TYPES or len(dims) > MAX_RANK:
+        return f"input {value.name!r} must be float32 with batch and 1 to 4 more dimensions"
+    return RawSpec(value.name, static, dtype, batched)
 
 
 def _live_nodes(model: ModelProto) -> list[bool]:
