@@ -170,6 +170,10 @@ class QatModule(nn.Module):
         """Begins a new noise report."""
         self._last_noise = self._total_noise = NoiseReport()
 
+    # Between the layers it talks to the NPU: torch.compile leaves it alone and compiles what is around it.
+    @torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
+        reason="the forward of a QatModule is the NPU's, layer by layer"
+    )
     def forward(self, x: Tensor) -> Tensor:
         """Runs a batch.
 
