@@ -203,6 +203,11 @@ def _layer(
     bounds = "half_away" if isinstance(kernel, Clamp) else bounds
     low, high = _clamped_codes(clamp, quantization, bounds)
     bounded_low, bounded_high = low >= INT8_MIN, high <= INT8_MAX
+    if isinstance(kernel, Lut):
+        # A trained bound learns from what it cuts off, also where the activation has become a table.
+        trained = [s.kernel for s in kernel.steps if isinstance(s.kernel, Clamp) and s.kernel.names]
+        bounded_low |= any(math.isfinite(bound.low) for bound in trained)
+        bounded_high |= any(math.isfinite(bound.high) for bound in trained)
     names = {*_constants_of(kernel), *clamp.names}
     parameters = sorted({parameter for name in names for parameter in constants[name].parameters})
     layout = image_layout if len(operation.shape) == 3 else MemoryLayout.CONTIGUOUS

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime  # type: ignore[import-untyped]
 from onnx import NodeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -69,8 +70,10 @@ _ELEMENTWISE = frozenset(
         "Relu",
     ]
 )
-_FOLDABLE = _ELEMENTWISE | frozenset(
+_EVALUATED = _ELEMENTWISE | frozenset(
     [
+        # ONNX Runtime 1.32 normalizes by other statistics than the batch's in training mode.
+        "BatchNormalization",
         "Constant",
         "ConstantOfShape",
         "Shape",
@@ -102,6 +105,23 @@ _FOLDABLE = _ELEMENTWISE | frozenset(
         "ScatterND",
     ]
 )
+"""What NumPy computes, by ONNX's reference evaluator; ONNX Runtime does every other operator on constants."""
+
+_NOT_FOLDED = frozenset(
+    [
+        "Bernoulli",
+        "Dropout",
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+        "SequenceAt",
+        "Split",
+        "SplitToSequence",
+    ]
+)
+"""What is random, and what has a handler of its own."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +133,13 @@ class Constant:
             batch).
         parameters: names of the float initializers that decide about it.
         node: the node that computes it; None for an initializer.
+        position: among the node's outputs.
     """
 
     values: tuple[Array, Array]
     parameters: frozenset[str] = frozenset()
     node: NodeProto | None = None
+    position: int = 0
 
     @property
     def depends_on_batch(self) -> bool:
@@ -138,6 +160,7 @@ class Constants:
         self._opset = opset
         self._held = sum(array.size for array in initializers.values())
         self._computed = 0
+        self._runners: dict[tuple[object, ...], Runner] = {}
         self._known = {
             name: Constant((array, array), frozenset([name]) if array.dtype == np.float32 else frozenset())
             for name, array in initializers.items()
@@ -215,19 +238,22 @@ class Constants:
             values = _each(source.values, lambda v: v.astype(np.float32))
             self._known[node.output[0]] = Constant(values, source.parameters, node)
             return True
-        if node.op_type not in _FOLDABLE or not all(name in self._known for name in inputs):
+        if not all(name in self._known for name in inputs) or not _is_folded(node):
             return False
-        constant = self._known[node.output[0]] = self._evaluate(node)
-        if node.op_type == "Constant":
-            self._held += constant.values[0].size
-        else:
-            self._computed += sum(value.size for value in {id(v): v for v in constant.values}.values())
+        for position, name in enumerate(node.output):
+            if not name:
+                continue
+            constant = self._known[name] = self._evaluate(node, position)
+            if node.op_type == "Constant":
+                self._held += constant.values[0].size
+            else:
+                self._computed += sum(value.size for value in {id(v): v for v in constant.values}.values())
         return True
 
     def replace(self, tensors: Mapping[str, Array]) -> "Constants":
         """The same constants with other values of some float initializers; this object stays as it is."""
         fresh = Constants({}, self._opset)
-        fresh._held = self._held
+        fresh._held, fresh._runners = self._held, self._runners
         fresh._known = dict(self._known)
         for name, array in tensors.items():
             fresh._known[name] = Constant((array, array), frozenset([name]))
@@ -241,32 +267,92 @@ class Constants:
                     constant.node,
                 )
             else:
-                fresh._known[name] = fresh._evaluate(constant.node)
+                fresh._known[name] = fresh._evaluate(constant.node, constant.position)
         return fresh
 
-    def _evaluate(self, node: NodeProto) -> Constant:
+    def _evaluate(self, node: NodeProto, position: int = 0) -> Constant:
         sources = [self._known[name] for name in node.input if name]
-        first = self._run(node, [s.values[0] for s in sources])
+        first = self._run(node, [s.values[0] for s in sources], position)
         varies = any(s.depends_on_batch for s in sources) and node.op_type != "CastLike"
-        second = self._run(node, [s.values[1] for s in sources]) if varies else first
+        second = self._run(node, [s.values[1] for s in sources], position) if varies else first
         decides = [] if node.op_type in ("Shape", "Size") else sources
         decides = decides[:1] if node.op_type == "CastLike" else decides
-        return Constant(_settled(first, second), frozenset().union(*(s.parameters for s in decides)), node)
+        parameters = frozenset().union(*(s.parameters for s in decides))
+        return Constant(_settled(first, second), parameters, node, position)
 
-    def _run(self, node: NodeProto, arrays: list[Array]) -> Array:
-        size = _check_size(node, arrays)
+    def _run(self, node: NodeProto, arrays: list[Array], position: int = 0) -> Array:
+        names = [name for name in node.input if name]
+        output = node.output[position]
+        # Shapes never change with an update: what has run once runs again without being checked or built.
+        key = (output, *(array.shape for array in arrays))
+        runner = self._runners.get(key) or self._checked_runner(node, names, arrays, output)
+        if any(self._known[name].parameters for name in names if name in self._known):
+            self._runners[key] = runner
+        try:
+            return np.asarray(runner(dict(zip(names, arrays, strict=True))))
+        except Exception as error:  # the evaluators raise whatever NumPy or ONNX Runtime raise
+            raise InvalidModel(f"node {node.name!r} ({node.op_type}) cannot be evaluated: {error}") from error
+
+    def _checked_runner(
+        self, node: NodeProto, names: list[str], arrays: list[Array], output: str
+    ) -> "Runner":
+        """What computes an output of a node on arrays of these shapes, once its size is known to be legal."""
+        model = _single_node_model(node, names, arrays, output, self._opset)
+        evaluated = node.op_type in _EVALUATED
+        size = _check_size(node, arrays) if evaluated else _inferred_size(node, model)
         if size > MAX_ELEMENTS or (size > self.allowance - self._computed and node.op_type != "Constant"):
             raise UnsupportedModel(
                 f"node {node.name!r} ({node.op_type}): constant of {size} elements; {MAX_ELEMENTS} at most, "
                 f"{FREE_ELEMENTS} + {UNFOLDING} for each that the model holds in all constants together"
             )
-        names = [name for name in node.input if name]
         try:
-            evaluator = ReferenceEvaluator(_single_node_model(node, names, arrays, self._opset))
-            result: Any = evaluator.run(None, dict(zip(names, arrays, strict=True)))
-        except Exception as error:  # the reference evaluator raises whatever NumPy raises
+            return _reference(model) if evaluated else _onnx_runtime(model)
+        except Exception as error:
             raise InvalidModel(f"node {node.name!r} ({node.op_type}) cannot be evaluated: {error}") from error
-        return np.asarray(result[0])
+
+
+Runner = Callable[[Mapping[str, Array]], Any]
+"""Inputs of a node by name -> one of its outputs."""
+
+
+def _reference(model: onnx.ModelProto) -> Runner:
+    evaluator: Any = ReferenceEvaluator(model)
+    return lambda feeds: evaluator.run(None, dict(feeds))[0]
+
+
+def _onnx_runtime(model: onnx.ModelProto) -> Runner:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return lambda feeds: session.run(None, dict(feeds))[0]
+
+
+def _is_folded(node: NodeProto) -> bool:
+    """Whether a node on constants is one: not what is random, nor what holds graphs of its own."""
+    standard = node.domain in ("", "ai.onnx") and node.op_type not in _NOT_FOLDED
+    return standard and all(a.type != onnx.AttributeProto.GRAPH for a in node.attribute)
+
+
+def _inferred_size(node: NodeProto, model: onnx.ModelProto) -> int:
+    """Elements of a node's result as ONNX's shape inference knows them, before it is computed.
+
+    Raises:
+        UnsupportedModel: it knows none.
+    """
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise InvalidModel(
+            f"node {node.name!r} ({node.op_type}) has impossible shapes: {str(error).splitlines()[0]}"
+        ) from error
+    dims = inferred.graph.output[0].type.tensor_type.shape.dim
+    known = inferred.graph.output[0].type.tensor_type.HasField("shape")
+    if not known or not all(dim.HasField("dim_value") for dim in dims):
+        raise UnsupportedModel(f"node {node.name!r} ({node.op_type}): a constant whose size nobody can tell")
+    return math.prod(dim.dim_value for dim in dims)
 
 
 def _settled(first: Array, second: Array) -> tuple[Array, Array]:
@@ -280,14 +366,19 @@ def _each(values: tuple[Array, Array], function: Callable[[Array], Array]) -> tu
     return (first, first if values[0] is values[1] else function(values[1]))
 
 
-def _single_node_model(node: NodeProto, names: list[str], arrays: list[Array], opset: int) -> onnx.ModelProto:
+def _single_node_model(
+    node: NodeProto, names: list[str], arrays: list[Array], output: str, opset: int
+) -> onnx.ModelProto:
+    known = dict(zip(names, arrays, strict=True))
     inputs = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-        for name, array in dict(zip(names, arrays, strict=True)).items()
+        for name, array in known.items()
     ]
-    outputs = [helper.make_empty_tensor_value_info(node.output[0])]
-    graph = helper.make_graph([node], "constant", inputs, outputs)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    outputs = [helper.make_empty_tensor_value_info(output)]
+    # Where whole numbers stand, shapes may hang on them: shape inference wants their values.
+    whole = [numpy_helper.from_array(a, n) for n, a in known.items() if a.dtype.kind == "i" and a.size <= 64]
+    graph = helper.make_graph([node], "constant", inputs, outputs, whole)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
 def _check_size(node: NodeProto, arrays: list[Array]) -> int:
@@ -324,7 +415,7 @@ def _check_size(node: NodeProto, arrays: list[Array]) -> int:
             size = arrays[0].size * math.prod(int(n) for n in arrays[1])
         elif node.op_type == "MatMul":
             size = (arrays[0].size // max(1, arrays[0].shape[-1])) * (
-                arrays[1].size // max(1, arrays[1].shape[-2])
+                arrays[1].size // max(1, arrays[1].shape[max(0, arrays[1].ndim - 2)])
             )
         elif node.op_type in ("GatherND", "GatherElements"):
             size = arrays[1].size
