@@ -10,7 +10,9 @@ from fake_backend import FakeBackend, Start, wait_until
 from raw_client import Raw
 
 from npu_server.seam import BackendOptions, Program, Ranges
+from npu_server.service.servicer import NpuService
 from npu_wire.v1 import npu_pb2
+from trainer_client.npu.connection import connect
 
 TIMEOUT_S = 30.0
 
@@ -118,3 +120,21 @@ def test_a_session_that_opens_takes_one_place(start: Start, backend: FakeBackend
         for done in [pool.submit(come_and_go) for _ in range(8)]:
             done.result(TIMEOUT_S)
     assert refused == []
+
+
+def test_a_compile_that_gave_way_is_made_again(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crowd of newer calls may end one whose model is still on the way; the user sees nothing of it."""
+    compile_, refused = NpuService.Compile, []
+
+    def crowded(self: NpuService, requests: object, context: grpc.ServicerContext) -> object:
+        if len(refused) < 2:
+            refused.append(context)
+            context.abort(grpc.StatusCode.CANCELLED, "")
+        return compile_(self, requests, context)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(NpuService, "Compile", crowded)
+    server = start(FakeBackend(BackendOptions()))
+    with connect(server.address) as npu:
+        npu.compile(b"model", {"t0": (-1.0, 1.0)})
+        assert server.sessions.count() == 1
+    assert len(refused) == 2

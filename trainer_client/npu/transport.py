@@ -2,13 +2,13 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
-from npu_wire.channel import Endpoint, Security, error_of, open_channel, token_metadata
+from npu_wire.channel import Endpoint, Security, error_of, open_channel, status_parts, token_metadata
 from npu_wire.device import Capabilities, capabilities_from_proto
 from npu_wire.errors import NpuError, ServerUnavailable
 from npu_wire.tensors import split_bytes
@@ -17,6 +17,8 @@ from trainer_client.npu.session import Ranges
 
 _CLOCK_SAMPLES = 8
 _RELEASE_TIMEOUT_S = 2.0
+# A crowded server ends the calls that have said nothing yet, the oldest first: nothing has happened then.
+_ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,14 @@ class Transport:
         best_ns, offset_ns = 0, 0
         for sample in range(_CLOCK_SAMPLES):
             begin = time.monotonic_ns()
-            with self._translated():
-                answer = self._stub.Describe(
+            answer = self._made(
+                lambda: self._stub.Describe(
                     npu_pb2.DescribeRequest(),
                     timeout=timeout_s,
                     metadata=self._metadata,
                     wait_for_ready=wait_for_ready,
                 )
+            )
             round_trip_ns = time.monotonic_ns() - begin
             if sample == 0 or round_trip_ns < best_ns:
                 best_ns, offset_ns = round_trip_ns, answer.server_time_ns - begin - round_trip_ns // 2
@@ -110,34 +113,35 @@ class Transport:
             for data in split_bytes(model):
                 yield npu_pb2.CompileRequest(model_chunk=data)
 
-        with self._translated():
-            answer: npu_pb2.CompileResponse = self._stub.Compile(
-                requests(), timeout=timeout_s, metadata=self._metadata
-            )
+        answer: npu_pb2.CompileResponse = self._made(
+            lambda: self._stub.Compile(requests(), timeout=timeout_s, metadata=self._metadata)
+        )
         return answer
 
     def forward(self, requests: Iterator[npu_pb2.ForwardRequest]) -> Any:
         """Opens a Forward stream: a call object that iterates over responses and can be cancelled."""
-        with self._translated():
-            return self._stub.Forward(requests, metadata=self._metadata)
+        return self._made(lambda: self._stub.Forward(requests, metadata=self._metadata))
 
     def release(self, session_id: str) -> None:
         """Ends a session as far as the server can be reached."""
-        with contextlib.suppress(NpuError), self._translated():  # its lease ends it
-            self._stub.Release(
-                npu_pb2.ReleaseRequest(session_id=session_id),
-                timeout=_RELEASE_TIMEOUT_S,
-                metadata=self._metadata,
+        request = npu_pb2.ReleaseRequest(session_id=session_id)
+        with contextlib.suppress(NpuError):  # its lease ends it
+            self._made(
+                lambda: self._stub.Release(request, timeout=_RELEASE_TIMEOUT_S, metadata=self._metadata)
             )
 
-    @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except grpc.RpcError as error:
-            raise self.translate(error) from None
-        except ValueError:  # gRPC's answer when another thread has closed the channel meanwhile
-            raise ServerUnavailable(f"the connection to {self.address} is closed; connect again") from None
+    def _made(self, call: Callable[[], Any]) -> Any:
+        """Makes a call, and makes it again when it had to give way to others before the server knew it."""
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            try:
+                return call()
+            except grpc.RpcError as error:
+                code, class_name, _ = status_parts(error)
+                if not attempts_left or code != "CANCELLED" or class_name is not None:
+                    raise self.translate(error) from None
+            except ValueError:  # gRPC's answer when another thread has closed the channel meanwhile
+                break
+        raise ServerUnavailable(f"the connection to {self.address} is closed; connect again")
 
     def translate(self, error: grpc.RpcError) -> NpuError:
         """The error that a failed call stands for."""
