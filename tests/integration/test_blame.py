@@ -163,6 +163,6 @@ def test_a_server_that_ends_every_stream_is_not_asked_for_ever() -> None:
     session = RemoteSession(transport, lambda: None, "hash", b"model", RANGES, Patience(5, 5, 5))
     assert not transport.often.wait(1)
     with pytest.raises(DeviceFault, match=r"batch 1 of session s .*ended the stream"):
-        session.submit(np.zeros((1, 1), np.int8), ()).tensor(0)
+        session.submit({"t0": np.zeros((1, 1), np.int8)}, ()).tensor(0)
     assert transport.compiled < 10
     session.close()

@@ -129,7 +129,7 @@ def test_a_compile_that_gave_way_is_made_again(start: Start, monkeypatch: pytest
     def crowded(self: NpuService, requests: object, context: grpc.ServicerContext) -> object:
         if len(refused) < 2:
             refused.append(context)
-            context.abort(grpc.StatusCode.CANCELLED, "")
+            context.cancel()
         return compile_(self, requests, context)  # type: ignore[arg-type]
 
     monkeypatch.setattr(NpuService, "Compile", crowded)
