@@ -12,71 +12,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from pydantic import ValidationError
 from rich.console import Console
 
 from npu_server.config import (
+    ConformanceSettings,
+    DescribeSettings,
+    ProfilesSettings,
     ServeConfig,
-    load_conformance_settings,
-    load_describe_settings,
-    load_serve_config,
+    ServeSettings,
+    ShowProfileSettings,
 )
 from npu_server.registry import create_backend
 from npu_server.seam import BackendOptions
 from npu_server.service.allocator import use_one_arena
 from npu_server.service.words import LineFormatter
 from npu_wire.channel import parse_endpoint
-from npu_wire.errors import InvalidInput, NpuError
-
-_USAGE = """usage: npu-server COMMAND [options]
-
-An NPU as a quantized forward service.
-
-commands:
-  serve        serve an NPU over gRPC
-  describe     show what the NPU behind an endpoint is
-  profiles     list the numerics profiles; profiles show NAME: what every key of one says
-  conformance  examine a backend: arithmetic, contract, wire
-
-npu-server COMMAND --help shows the options of a command.
-"""
+from npu_wire.program import Command, Program
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit status: 0 done, 1 failed, 2 called wrongly."""
-    command, *rest = list(sys.argv[1:] if arguments is None else arguments) or [""]
-    commands = {"serve": _serve, "describe": _describe, "profiles": _profiles, "conformance": _conformance}
-    if command in ("-h", "--help"):
-        print(_USAGE)
-        return 0
-    if command not in commands:
-        print(_USAGE + (f"\nerror: unknown command '{command}'" if command else ""), file=sys.stderr)
-        return 2
-    try:
-        return commands[command](rest)
-    except ValidationError as error:
-        for problem in error.errors():
-            name = (
-                "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-") + ": "
-                if problem["loc"]
-                else ""
-            )
-            print(f"error: {name}{problem['msg'].removeprefix('Value error, ')}", file=sys.stderr)
-        return 2
-    except NpuError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    """The console script; see `Program.main`."""
+    return PROGRAM.main(arguments)
 
 
-def _serve(arguments: Sequence[str]) -> NoReturn:
-    config = load_serve_config(arguments)
+def _serve(config: ServeConfig, _called: str) -> NoReturn:
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=config.log_level, handlers=[handler])
     parent = os.getppid()
     use_one_arena()
     stop = _stop_on_signals()
-    # Imported here so that `--help` and the other commands do not wait for gRPC's and FastAPI's servers.
     app = importlib.import_module("npu_server.app")
     backend = create_backend(config.backend, _backend_options(config))
     with app.serve(backend, config) as server:
@@ -102,32 +67,26 @@ def _remove_folder_of(address: str) -> None:
             Path(path).parent.rmdir()
 
 
-def _describe(arguments: Sequence[str]) -> int:
-    settings = load_describe_settings(arguments)
+# Imported in the commands: `--help` does not wait for gRPC's and FastAPI's servers, and a package that is
+# missing is missed by those that need it.
+def _describe(settings: DescribeSettings, _called: str) -> int:
     importlib.import_module("npu_server.describe").describe(settings, Console())
     return 0
 
 
-def _conformance(arguments: Sequence[str]) -> int:
-    settings = load_conformance_settings(arguments)
+def _conformance(settings: ConformanceSettings, _called: str) -> int:
     passed = importlib.import_module("npu_server.conformance.command").conformance(settings, Console())
     return 0 if passed else 1
 
 
-def _profiles(arguments: Sequence[str]) -> int:
-    pages, console = importlib.import_module("npu_server.profile_pages"), Console()
-    match arguments:
-        case []:
-            pages.print_profiles(console)
-        case ["show", name] if not name.startswith("-"):
-            pages.print_profile(name, console)
-        case ["-h" | "--help"]:
-            print("usage: npu-server profiles [show NAME]\n\nNAME: a shipped profile, or a path (.toml)")
-        case _:
-            raise InvalidInput(
-                f"npu-server profiles {' '.join(arguments)}: write `npu-server profiles` or "
-                "`npu-server profiles show NAME`"
-            )
+def _profiles(settings: ProfilesSettings, _called: str) -> int:
+    importlib.import_module("npu_server.profile_pages").print_profiles(Console(), settings.json_)
+    return 0
+
+
+def _show_profile(settings: ShowProfileSettings, _called: str) -> int:
+    pages = importlib.import_module("npu_server.profile_pages")
+    pages.print_profile(settings.profile, Console(), settings.json_)
     return 0
 
 
@@ -160,6 +119,18 @@ def _stop_with_parent(stop: threading.Event, parent: int) -> None:
             break
     stop.set()
 
+
+PROGRAM = Program(
+    "npu-server",
+    "An NPU as a quantized forward service.",
+    {
+        "serve": Command(ServeSettings, _serve, "server"),
+        "describe": Command(DescribeSettings, _describe, "server"),
+        "profiles": Command(ProfilesSettings, _profiles, "server"),
+        "profiles show": Command(ShowProfileSettings, _show_profile, "server"),
+        "conformance": Command(ConformanceSettings, _conformance, "server"),
+    },
+)
 
 if __name__ == "__main__":
     sys.exit(main())

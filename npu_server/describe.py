@@ -8,14 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from npu_server.config import DescribeSettings
-from npu_wire.channel import (
-    Security,
-    error_of,
-    open_channel,
-    parse_endpoint,
-    read_token,
-    token_metadata,
-)
+from npu_wire.channel import error_of, open_channel, parse_endpoint, token_metadata
 from npu_wire.v1 import npu_pb2, npu_pb2_grpc
 
 
@@ -25,18 +18,17 @@ def describe(settings: DescribeSettings, console: Console) -> None:
     Raises:
         NpuError: nobody answers, or the call is refused.
     """
-    token = read_token(settings.token_file) if settings.token_file else None
-    security = Security(settings.tls, settings.tls_ca, settings.tls_cert, settings.tls_key, token)
+    security = settings.security()
     channel = open_channel(parse_endpoint(settings.endpoint), security)
     with channel:
         try:
             stub = npu_pb2_grpc.NpuServiceStub(channel)  # type: ignore[no-untyped-call]
             answer = stub.Describe(
-                npu_pb2.DescribeRequest(), timeout=settings.timeout_s, metadata=token_metadata(token)
+                npu_pb2.DescribeRequest(), timeout=settings.timeout_s, metadata=token_metadata(security.token)
             )
         except grpc.RpcError as error:
             raise error_of(error, settings.endpoint) from None
-    if settings.json_output:
+    if settings.json_:
         print(json.dumps(MessageToDict(answer, preserving_proto_field_name=True), indent=2))
     else:
         console.print(_table(settings.endpoint, answer))

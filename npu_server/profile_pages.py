@@ -1,6 +1,7 @@
 """`npu-server profiles`: which numerics profiles there are, and what every key of one says."""
 
 import dataclasses
+import json
 import re
 from typing import Any
 
@@ -14,20 +15,29 @@ from npu_server.numerics.version import ARITHMETIC_VERSION
 from npu_server.verdicts import verdicts
 
 
-def print_profiles(console: Console) -> None:
+def print_profiles(console: Console, as_json: bool = False) -> None:
     """Name and description of every shipped profile, one a line."""
+    if as_json:
+        print(json.dumps({name: load_profile(name).description for name in list_profiles()}, indent=2))
+        return
     width = max(len(name) for name in list_profiles())
     for name in list_profiles():
         console.print(f"{name:{width}}  {load_profile(name).description}", markup=False, soft_wrap=True)
 
 
-def print_profile(name_or_path: str, console: Console) -> None:
+def print_profile(name_or_path: str, console: Console, as_json: bool = False) -> None:
     """Keys, values, meaning and hash of one profile.
 
     Raises:
         InvalidProfile: there is none, or it is illegal.
     """
     profile = load_profile(name_or_path)
+    if as_json:
+        keys = {key: {"value": value, "meaning": meaning} for key, value, meaning in describe_keys(profile)}
+        what = {"name": profile.name, "description": profile.description, "hash": profile.hash}
+        arithmetic = {"arithmetic_version": ARITHMETIC_VERSION, "operators": _by_verdict(profile)}
+        print(json.dumps(what | arithmetic | {"keys": keys}, indent=2))
+        return
     console.print(f"{profile.name}: {profile.description}", markup=False, soft_wrap=True)
     if not profile.judged_by:
         console.print("a specification of its own: no engine computes alike", markup=False, soft_wrap=True)

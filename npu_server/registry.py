@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 
 from npu_server.seam import ENTRY_POINT_GROUP, Backend, BackendOptions
-from npu_wire.errors import InvalidInput
+from npu_wire.errors import InvalidInput, MissingPackage
+from npu_wire.extras import install_line
 
-# Extra of this distribution that brings what a backend of ours imports.
-_EXTRAS = {"reference": "server", "emulator": "server"}
+_OURS = ("reference", "emulator")
+_INSTALL_THE_PACKAGE = f"Install the package that brings it (entry point group '{ENTRY_POINT_GROUP}')."
 
 
 def installed_backends() -> tuple[EntryPoint, ...]:
@@ -26,24 +27,19 @@ def create_backend(
         installed: the entry points to choose from; None: those of this environment.
 
     Raises:
-        InvalidInput: unknown name, a package that it needs is missing, or options that it refuses.
+        InvalidInput: unknown name, or options that it refuses.
+        MissingPackage: a package that it needs is not installed.
     """
     points = {point.name: point for point in (installed_backends() if installed is None else installed)}
     if name not in points:
         known = ", ".join(points) or "none"
-        raise InvalidInput(f"unknown backend '{name}'; installed: {known}.{_remedy(name)}")
+        raise InvalidInput(f"unknown backend '{name}'; installed: {known}. {_INSTALL_THE_PACKAGE}")
     try:
         backend_class = points[name].load()
     except ImportError as error:
-        missing = error.name or str(error)
-        raise InvalidInput(
-            f"backend '{name}' cannot be loaded because '{missing}' is missing.{_remedy(name)}"
+        remedy = f"Install it: {install_line('server')}" if name in _OURS else _INSTALL_THE_PACKAGE
+        raise MissingPackage(
+            f"backend '{name}' cannot be loaded because '{error.name or error}' is missing. {remedy}"
         ) from error
     backend: Backend = backend_class(options)
     return backend
-
-
-def _remedy(name: str) -> str:
-    if name in _EXTRAS:
-        return f" Install it: pip install 'npu-in-the-loop[{_EXTRAS[name]}]'"
-    return f" Install the package that brings it (entry point group '{ENTRY_POINT_GROUP}')."

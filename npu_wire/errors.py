@@ -5,6 +5,7 @@
     │   ├── InvalidModel        the bytes are not a model that can be read
     │   ├── InvalidProfile      a numerics profile that says something illegal
     │   └── NonFiniteInput      NaN or infinity where a real number is needed
+    ├── MissingPackage          an extra is not installed: its install line              (also an ImportError)
     ├── UnsupportedModel        a sound model that this NPU refuses: node, operator, reason
     ├── NotCalibrated           ranges are missing
     ├── SessionLost             the server does not know the session (lease over, server restarted)
@@ -41,6 +42,10 @@ class InvalidProfile(InvalidInput):
 
 class NonFiniteInput(InvalidInput):
     """NaN or infinity where a real number is needed."""
+
+
+class MissingPackage(NpuError, ImportError):
+    """A package of an extra is not installed; the message holds the line that installs it."""
 
 
 class UnsupportedModel(NpuError):
@@ -86,6 +91,7 @@ _STATUS: dict[type[NpuError], str] = {
     InvalidProfile: "INVALID_ARGUMENT",
     NonFiniteInput: "INVALID_ARGUMENT",
     UnsupportedModel: "FAILED_PRECONDITION",
+    MissingPackage: "FAILED_PRECONDITION",
     NotCalibrated: "FAILED_PRECONDITION",
     SessionLost: "NOT_FOUND",
     QuotaExceeded: "RESOURCE_EXHAUSTED",

@@ -13,6 +13,7 @@ from npu_wire.errors import (
     InvalidInput,
     InvalidModel,
     InvalidProfile,
+    MissingPackage,
     NonFiniteInput,
     NotCalibrated,
     NpuError,
@@ -23,6 +24,7 @@ from npu_wire.errors import (
     Unauthenticated,
     UnsupportedModel,
 )
+from npu_wire.extras import needs
 
 if TYPE_CHECKING:
     from trainer_client.npu.connection import Connection, connect
@@ -38,6 +40,7 @@ __all__ = [
     "InvalidModel",
     "InvalidProfile",
     "LayerNoise",
+    "MissingPackage",
     "NoiseReport",
     "NonFiniteInput",
     "NotCalibrated",
@@ -70,7 +73,9 @@ def __getattr__(name: str) -> Any:
     """A public name that is not imported yet."""
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    with needs("trainer", f"{__name__}.{name}"):
+        module = importlib.import_module(f"{__name__}.{_WHERE[name]}")
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,8 @@
 """`npu-server conformance`."""
 
 import json
+import sys
+from pathlib import Path
 
 from rich.console import Console
 
@@ -9,8 +11,9 @@ from npu_server.conformance.suite import run_suite
 from npu_server.conformance.wire import RemoteTarget
 from npu_server.registry import create_backend
 from npu_server.seam import Backend, BackendOptions
-from npu_wire.channel import Security, read_token
 from npu_wire.errors import InvalidInput
+
+_STANDARD_OUTPUT = Path("-")
 
 
 def conformance(settings: ConformanceSettings, console: Console) -> bool:
@@ -26,9 +29,7 @@ def conformance(settings: ConformanceSettings, console: Console) -> bool:
         return create_backend(name or "", options)
 
     def connect(endpoint: str) -> RemoteTarget:
-        token = read_token(settings.token_file) if settings.token_file else None
-        security = Security(settings.tls, settings.tls_ca, settings.tls_cert, settings.tls_key, token)
-        return RemoteTarget(endpoint, settings.timeout_s, security)
+        return RemoteTarget(endpoint, settings.timeout_s, settings.security())
 
     report = run_suite(
         make_backend if name else None,
@@ -37,10 +38,14 @@ def conformance(settings: ConformanceSettings, console: Console) -> bool:
         settings.profile,
         settings.tolerance_lsb,
     )
+    document = json.dumps(report.as_dict(), indent=2) + "\n"
+    if settings.json_ == _STANDARD_OUTPUT:
+        sys.stdout.write(document)
+        return report.passed
     report.print(console)
-    if settings.json_file is not None:
+    if settings.json_ is not None:
         try:
-            settings.json_file.write_text(json.dumps(report.as_dict(), indent=2) + "\n", "utf-8")
+            settings.json_.write_text(document, "utf-8")
         except OSError as error:
-            raise InvalidInput(f"--json {settings.json_file}: cannot be written ({error.strerror})") from None
+            raise InvalidInput(f"--json {settings.json_}: cannot be written ({error.strerror})") from None
     return report.passed

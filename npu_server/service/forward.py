@@ -18,9 +18,9 @@ import numpy as np
 from npu_server.seam import LayerTensor, LoadsInSteps
 from npu_server.service.intake import Batch, Intake, WeightUpdate
 from npu_server.service.outbox import Outbox
-from npu_server.service.quotas import Ledger
+from npu_server.service.quotas import Ledger, Limits
 from npu_server.service.requests import Requests
-from npu_server.service.sessions import Limits, Session
+from npu_server.service.sessions import Session
 from npu_server.service.stalls import StallWatch
 from npu_server.service.worker import DeviceWorker, Steps, one_step
 from npu_server.telemetry import Telemetry

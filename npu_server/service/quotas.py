@@ -3,10 +3,36 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from npu_wire.errors import QuotaExceeded
 
 _WAITING_STREAMS = 8
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Quotas of a server.
+
+    Attributes:
+        max_sessions: sessions open at the same time.
+        max_model_bytes: bytes of an ONNX model.
+        max_in_flight: batches of a session sent and not yet answered.
+        max_session_bytes: bytes that the server holds for a session, its streams together: what comes in and
+            is not computed yet, and answers that are not read. A weight update or a batch may be as large.
+        max_server_bytes: the same for all sessions together, and for models that are being compiled.
+        lease_s: seconds without a sign of life after which a session is released.
+        stall_s: seconds that a client may keep the server waiting: for a call's first message, for the rest
+            of a model, weight update or tensor, and while it does not read its answers.
+    """
+
+    max_sessions: int
+    max_model_bytes: int
+    max_in_flight: int
+    max_session_bytes: int
+    max_server_bytes: int
+    lease_s: float
+    stall_s: float
 
 
 class Memory:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 import grpc
 
 from npu_server.service.forward import ForwardStream, session_id_of
-from npu_server.service.quotas import Ledger
+from npu_server.service.quotas import Ledger, Limits
 from npu_server.service.requests import Requests
-from npu_server.service.sessions import Limits, SessionTable
+from npu_server.service.sessions import SessionTable
 from npu_server.service.stalls import StallWatch
 from npu_server.service.worker import DeviceWorker
 from npu_server.telemetry import Telemetry

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from npu_server.seam import Backend, Program, Ranges
 from npu_server.service.allocator import return_free_memory
-from npu_server.service.quotas import Account, Ledger, Memory
+from npu_server.service.quotas import Account, Ledger, Limits, Memory
 from npu_server.service.worker import DeviceWorker
 from npu_server.telemetry import LayerLatency, SessionStatus
 from npu_wire.errors import NpuError, QuotaExceeded, ServerUnavailable, SessionLost
@@ -21,31 +21,6 @@ log = logging.getLogger(__name__)
 
 # Compiling is Python and shares one interpreter with the device's thread: more at once would slow that down.
 _COMPILERS = 4
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Quotas of a server.
-
-    Attributes:
-        max_sessions: sessions open at the same time.
-        max_model_bytes: bytes of an ONNX model.
-        max_in_flight: batches of a session sent and not yet answered.
-        max_session_bytes: bytes that the server holds for a session, its streams together: what comes in and
-            is not computed yet, and answers that are not read. A weight update or a batch may be as large.
-        max_server_bytes: the same for all sessions together, and for models that are being compiled.
-        lease_s: seconds without a sign of life after which a session is released.
-        stall_s: seconds that a client may keep the server waiting: for a call's first message, for the rest
-            of a model, weight update or tensor, and while it does not read its answers.
-    """
-
-    max_sessions: int
-    max_model_bytes: int
-    max_in_flight: int
-    max_session_bytes: int
-    max_server_bytes: int
-    lease_s: float
-    stall_s: float
 
 
 class Stream(Protocol):

@@ -5,8 +5,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from npu_server.config import ServeConfig, load_describe_settings, load_serve_config
+from npu_server.config import DescribeSettings, ServeConfig, ServeSettings
 from npu_wire.errors import InvalidInput
+from npu_wire.settings import load_settings
+
+
+def load_serve_config(arguments: list[str]) -> ServeConfig:
+    """What `npu-server serve` is told."""
+    return load_settings(ServeSettings, arguments, "npu-server serve")
 
 
 @pytest.fixture(autouse=True)
@@ -84,5 +90,5 @@ def test_an_unknown_key_in_the_file_is_an_error(tmp_path: Path) -> None:
 def test_describe_has_settings_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Endpoint from the environment, --json as a flag."""
     monkeypatch.setenv("NPU_ENDPOINT", "board-7:1")
-    settings = load_describe_settings(["--json"])
-    assert (settings.endpoint, settings.json_output) == ("board-7:1", True)
+    settings = load_settings(DescribeSettings, ["--json"], "npu-server describe")
+    assert (settings.endpoint, settings.json_) == ("board-7:1", True)

@@ -9,7 +9,7 @@ import pytest
 
 from npu_server.registry import create_backend, installed_backends
 from npu_server.seam import ENTRY_POINT_GROUP, BackendOptions
-from npu_wire.errors import InvalidInput
+from npu_wire.errors import InvalidInput, MissingPackage
 
 OPTIONS = BackendOptions()
 
@@ -47,7 +47,7 @@ def test_a_missing_package_is_answered_with_its_install_line() -> None:
     extras = pyproject()["optional-dependencies"]
     for name in pyproject()["entry-points"][ENTRY_POINT_GROUP]:
         installed = [point(name, "package_that_nobody_has:Backend"), point("vendor", "x:Y")]
-        with pytest.raises(InvalidInput, match="'package_that_nobody_has' is missing") as caught:
+        with pytest.raises(MissingPackage, match="'package_that_nobody_has' is missing") as caught:
             create_backend(name, OPTIONS, installed)
         (extra,) = re.findall(r"pip install 'npu-in-the-loop\[(\w+)\]'", str(caught.value))
         assert extra in extras

@@ -2,6 +2,8 @@
 
 import gzip
 import importlib
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,12 +156,14 @@ def load_object(reference: str) -> Callable[[], Any]:
         InvalidInput: no such module or no such callable.
     """
     module_name, _, attribute = reference.partition(":")
+    if (here := os.getcwd()) not in sys.path:  # a console script's own folder stands there instead
+        sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise InvalidInput(
-            f"cannot import {reference!r}: {error}; give package.module:function, importable from here "
-            "(set PYTHONPATH if it lies elsewhere)"
+            f"cannot import {reference!r}: {error}; give package.module:function, importable from "
+            f"{here} (set PYTHONPATH if it lies elsewhere)"
         ) from error
     if not callable(found):
         raise InvalidInput(f"{reference!r} is a {type(found).__name__}; give a function without arguments")

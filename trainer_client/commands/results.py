@@ -100,17 +100,20 @@ class Results:
         wanted = (method, profile, seed)
         return next((c for c in self.cells if (c.method, c.profile, c.seed) == wanted), None)
 
-    def save(self, directory: Path) -> Path:
-        """Writes `results.json` atomically."""
-        document = {
+    def document(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {
             "format": 1,
             "command": self.command,
             "setup": self.setup,
             "npus": [dataclasses.asdict(npu) for npu in self.npus],
             "cells": [dataclasses.asdict(cell) for cell in self.cells],
         }
+
+    def save(self, directory: Path) -> Path:
+        """Writes `results.json` atomically."""
         path = directory / RESULTS_FILE
-        write_json_atomically(document, path)
+        write_json_atomically(self.document(), path)
         return path
 
 

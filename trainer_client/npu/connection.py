@@ -129,9 +129,9 @@ def connect(
 
     Args:
         endpoint: HOST:PORT or unix:PATH; None starts a server of one's own, which stops with the connection.
-        profile: numerics profile of the embedded server; None: "tflm".
-        backend: backend of the embedded server; None: "emulator".
-        device: device of the embedded server; None: "cpu".
+        profile: numerics profile of the embedded server; None: the server's default.
+        backend: backend of the embedded server; None: the server's default.
+        device: device of the embedded server; None: the server's default.
         tls: encrypt, trusting the system's authorities.
         tls_ca: PEM file of the authority that signed the server's certificate; implies TLS.
         tls_cert: PEM file of the client's own certificate.
@@ -158,7 +158,7 @@ def connect(
         {"tls": tls, "tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key, "token": token},
         "protect the way to an endpoint, and an embedded server has none",
     )
-    embedded = EmbeddedServer(backend or "emulator", profile or "tflm", device or "cpu")
+    embedded = EmbeddedServer(backend, profile, device)
     return _connected(Transport(embedded.endpoint, Security()), patience, embedded)
 
 

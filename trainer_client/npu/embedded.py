@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from npu_wire.channel import MAX_SOCKET_PATH_BYTES, Endpoint
-from npu_wire.errors import InvalidInput, ServerUnavailable
+from npu_wire.errors import InvalidInput, MissingPackage, ServerUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,7 @@ _STOP_TIMEOUT_S = 30.0
 _LOG_TAIL_LINES = 12
 _LOG_TAIL_BYTES = 16_384
 _SOCKET = "npu.sock"
+_CALLED_WRONGLY = 2  # exit status
 
 
 class EmbeddedServer:
@@ -31,21 +32,23 @@ class EmbeddedServer:
     level DEBUG.
 
     Args:
-        backend: name of the backend.
+        backend: name of the backend; None, here and below: the server's default.
         profile: name or path of the numerics profile.
         device: where the backend computes.
 
     Raises:
         InvalidInput: no folder for temporary files can hold a socket.
+        MissingPackage: this environment has no server; the message holds the install line.
         ServerUnavailable: it does not start; the message holds the end of its log.
     """
 
-    def __init__(self, backend: str, profile: str, device: str) -> None:
+    def __init__(self, backend: str | None, profile: str | None, device: str | None) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="npu-", dir=_socket_folder()))
         self.endpoint = Endpoint(path=str(self._folder / _SOCKET))
         self._command = [
             *(sys.executable, "-m", "npu_server", "serve", "--listen", self.endpoint.target, "--http", "off"),
-            *("--backend", backend, "--profile", profile, "--device", device, "--exit-with-stdin"),
+            *("--exit-with-stdin", *_flag("backend", backend), *_flag("profile", profile)),
+            *_flag("device", device),
         ]
         self._lock = threading.Lock()
         self._closed = False
@@ -124,6 +127,9 @@ class _Child:
             heard = self._said.wait_for(lambda: self._listening or self._silent, _START_TIMEOUT_S)
         if not heard:
             raise ServerUnavailable(f"the embedded server is silent for {_START_TIMEOUT_S:g} s{self._log()}")
+        if not self._listening and self.process.wait() == _CALLED_WRONGLY:
+            # Its flags are ours: what is wrong is what the server needs and does not find.
+            raise MissingPackage(self._tail.decode(errors="replace").strip().removeprefix("error: "))
         if not self._listening:
             raise ServerUnavailable(f"the embedded server {self.last_words(self.process.wait())}")
 
@@ -185,6 +191,10 @@ def _abandon_servers() -> None:
 
 
 os.register_at_fork(after_in_child=_abandon_servers)
+
+
+def _flag(name: str, value: str | None) -> tuple[str, ...]:
+    return () if value is None else (f"--{name}", value)
 
 
 def _socket_folder() -> str:
