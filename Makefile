@@ -1,6 +1,7 @@
 # make demo: sets up and runs the main job on the embedded emulator. make test: sets up and passes the tests.
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 PYTHON ?= python3
 # gencode of the oldest protobuf that we support runs on it and on the next major version
 PROTO_TOOLS := grpcio-tools==1.76.0
@@ -10,15 +11,19 @@ WITHOUT_DEPENDENCIES := geffnet==1.0.2 tosa-tools==2026.8.0
 
 .PHONY: install demo test test-slow conformance mutations fuzz-wire lint proto clean
 
-install: $(VENV)/.installed
+install: $(VENV)/.dev
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.both: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(WITHOUT_DEPENDENCIES)
+	$(PIP) install -c constraints.txt -e '.[server,trainer]'
 	@touch $@
 
-demo: install
+$(VENV)/.dev: $(VENV)/.both
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install --no-deps $(WITHOUT_DEPENDENCIES)
+	@touch $@
+
+demo: $(VENV)/.both
 	$(BIN)/npu-trainer demo
 
 test: install

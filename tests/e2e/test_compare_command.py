@@ -40,8 +40,8 @@ def test_demo_survives_ctrl_c_and_ends_with_table_and_report(
         # Shells start background jobs with Ctrl-C ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
+        assert process.stderr is not None
+        for line in process.stderr:
             if "min-max PTQ" in line:
                 process.send_signal(signal.SIGINT)
                 break

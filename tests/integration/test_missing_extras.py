@@ -15,10 +15,11 @@ from npu_wire.extras import PACKAGES
 HIDE = """
 import sys
 from importlib.machinery import PathFinder
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
+class Hidden(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
         return None if name.partition(".")[0] in {hidden!r} else PathFinder.find_spec(name, path, target)
-sys.meta_path[sys.meta_path.index(PathFinder)] = Hidden()
+sys.meta_path[sys.meta_path.index(PathFinder)] = Hidden
 """
 SERVER = ["-m", "npu_server"]
 TRAINER = ["-m", "trainer_client.commands.cli"]
@@ -52,6 +53,8 @@ ANSWERS = {
         **dict.fromkeys(("profiles", "connect"), WORKS),
     },
 }
+# They import torch: several seconds together.
+SLOW = {"trainer": ("demo", "train", "prepare"), "server": ("demo", "train", "prepare", "connect")}
 # What a command that works says where it cannot do what was asked.
 OTHER_ENDS = {"describe": (1, "nobody.sock")}
 
@@ -66,7 +69,12 @@ def test_the_table_of_packages_is_that_of_the_distribution() -> None:
 
 
 @pytest.mark.parametrize(
-    ("extra", "command"), [(extra, command) for extra, answers in ANSWERS.items() for command in answers]
+    ("extra", "command"),
+    [
+        pytest.param(extra, command, marks=[pytest.mark.slow] if command in SLOW.get(extra, ()) else [])
+        for extra, answers in ANSWERS.items()
+        for command in answers
+    ],
 )
 def test_a_missing_extra_is_named(extra: str, command: str, tmp_path: Path) -> None:
     """Its install line and exit status 2, or what the command does; never a traceback."""

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import onnx
+import onnxscript  # noqa: F401  # torch.onnx imports it late: where it is missing, that is told now
 import torch
 from torch import Tensor, fx, nn
 
