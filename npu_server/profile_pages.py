@@ -60,7 +60,7 @@ def _by_verdict(profile: Profile) -> dict[str, list[str]]:
 
 def describe_keys(profile: Profile) -> list[tuple[str, str, str]]:
     """Key, value and meaning of everything that decides about bits."""
-    rows = []
+    rows = [("unsupported", _in_toml(unsupported_of(profile)), _UNSUPPORTED)]
     for section in dataclasses.fields(profile):
         rule = getattr(profile, section.name)
         if not dataclasses.is_dataclass(rule) or isinstance(rule, type):
@@ -74,6 +74,17 @@ def describe_keys(profile: Profile) -> list[tuple[str, str, str]]:
             elif value != "" or field.default is dataclasses.MISSING:
                 rows.append((key, _in_toml(value), meanings[field.name]))
     return rows
+
+
+_UNSUPPORTED = (
+    "What becomes of operators that the NPU cannot run: \"host\": its host runs them in floating point, in ONNX "
+    "Runtime; \"refuse\": the model is refused; a list: the host runs these ONNX operators and no others."
+)
+
+
+def unsupported_of(profile: Profile) -> str | tuple[str, ...]:
+    """The key's value as a profile says it."""
+    return {("*",): "host", (): "refuse"}.get(profile.unsupported, profile.unsupported)
 
 
 def attribute_meanings(rule: type) -> dict[str, str]:

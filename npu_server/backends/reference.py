@@ -14,6 +14,7 @@ from npu_server.compile.graph import (
     Extreme,
     Gemm,
     HostFloat,
+    HostPart,
     Interpolate,
     Largest,
     Lut,
@@ -35,6 +36,7 @@ from npu_server.compile.planning.weights import Prepared
 from npu_server.compile.reading.operators import operators_of
 from npu_server.execution import moving
 from npu_server.execution.host import compute_on_host
+from npu_server.execution.host_part import run_part
 from npu_server.execution.pairs import combine, in_order, multiply_and_saturate, quantizations
 from npu_server.execution.program import compile_program
 from npu_server.execution.sliding import average_windows, positions
@@ -123,9 +125,7 @@ class ReferenceKernels:
 
     def execute(self, layer: Layer, packed: Prepared, inputs: list[Int8Array]) -> Int8Array:
         """Computes one layer."""
-        return np.ascontiguousarray(self._execute(layer, packed, inputs)).reshape(
-            len(inputs[0]), *layer.shape
-        )
+        return np.ascontiguousarray(self._execute(layer, packed, inputs)).reshape(-1, *layer.shape)
 
     def _execute(self, layer: Layer, prepared: Prepared, inputs: list[Int8Array]) -> Int8Array:
         kernel, x, out, profile = layer.kernel, inputs[0], layer.output, self._profile
@@ -205,6 +205,8 @@ class ReferenceKernels:
                 return moving.interpolate(_image(x), kernel)
             case HostFloat():
                 return compute_on_host(layer, kernel, prepared, inputs)
+            case HostPart():
+                return run_part(layer, kernel, prepared, inputs)
         raise AssertionError(f"no kernel for {kernel}")
 
     def _finish(

@@ -252,6 +252,44 @@ class HostFloat:
 
 
 @dataclass(frozen=True)
+class HostInput:
+    """Something that a host part reads.
+
+    Attributes:
+        name: ONNX value name, in the part's model.
+        tensor: name of the NPU's tensor, or of the raw input, that holds it.
+        dims: of an NPU's tensor: ONNX shape; the axis of the batch holds what the batch is multiplied by.
+        axis: of the batch; None of a raw input, which is taken as it is.
+        outer: elements before the batch in the ONNX value; 0 of a raw input without one.
+    """
+
+    name: str
+    tensor: str
+    dims: Shape
+    axis: int | None
+    outer: int
+
+
+@dataclass(frozen=True, eq=False)
+class HostPart:
+    """Operators that the NPU lacks: a float model of its own, which leads to one value.
+
+    Attributes:
+        model: ONNX, with inputs for everything below and one output.
+        inputs: in the order of the operation's inputs.
+        constants: names of those that derive from weights, and of large ones.
+        sizes: shapes that follow from the batch: (name, shape without samples, growth with each sample).
+        macs: multiplications for one sample.
+    """
+
+    model: bytes
+    inputs: tuple[HostInput, ...]
+    constants: tuple[str, ...]
+    sizes: tuple[tuple[str, Shape, Shape], ...]
+    macs: int
+
+
+@dataclass(frozen=True)
 class Clamp:
     """min(max(x, low), high) in real numbers.
 
@@ -323,6 +361,7 @@ Kernel = (
     | Clamp
     | PRelu
     | HostFloat
+    | HostPart
     | Affine
     | Function
     | Choose

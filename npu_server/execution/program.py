@@ -5,17 +5,21 @@ from collections.abc import Collection, Generator, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from onnx import ModelProto
 
-from npu_server.compile.planning.fusion import fuse
+from npu_server.compile.graph import Graph, HostPart
+from npu_server.compile.planning.fusion import fuse, refusals
 from npu_server.compile.planning.lowering import Layer, Plan, lower, with_bounds_of_now
 from npu_server.compile.planning.weights import Prepared, prepare
 from npu_server.compile.reading.constants import Constants
+from npu_server.compile.reading.importer import HostRules
 from npu_server.compile.reading.model import read_model
 from npu_server.compile.reading.operators import import_model
+from npu_server.execution.host_part import open_part
 from npu_server.execution.slices import samples_at_once
 from npu_server.numerics.profile import Profile
 from npu_server.seam import LayerTensor, Ranges
-from npu_wire.errors import DeviceFault, InvalidInput, NonFiniteInput
+from npu_wire.errors import DeviceFault, InvalidInput, NonFiniteInput, UnsupportedModel
 from npu_wire.layer_map import Array, Float32Array, Int8Array, LayerMap, MemoryLayout
 from npu_wire.tensors import check_inputs
 
@@ -196,9 +200,28 @@ def compile_program(
         InvalidModel, UnsupportedModel, NotCalibrated, InvalidInput: see
         `npu_server.seam.Backend.compile`.
     """
-    graph, constants = import_model(read_model(model))
-    plan = lower(fuse(graph, constants, ranges), constants, ranges, profile, kernels.image_layout)
+    graph, constants = _partitioned(read_model(model), ranges, profile)
+    plan = lower(graph, constants, ranges, profile, kernels.image_layout)
+    for layer in plan.layers:
+        if isinstance(layer.kernel, HostPart):
+            open_part(layer, layer.kernel)
     return CompiledProgram(plan, constants, profile, kernels, max_batch)
+
+
+def _partitioned(model: ModelProto, ranges: Ranges, profile: Profile) -> tuple[Graph, Constants]:
+    """The fused graph of what the NPU does; what it does not is a part of its host's, or the client's.
+
+    Some of it shows only when all is fused: a comparison that no table took in. Then everything is read once
+    more without it.
+    """
+    refused: dict[str, UnsupportedModel] = {}
+    while True:
+        graph, constants = import_model(model, HostRules(profile.takes_on_host, ranges, refused))
+        fused = fuse(graph, constants, ranges)
+        left = refusals(fused, profile)
+        if not left:
+            return fused, constants
+        refused |= left
 
 
 def _last_uses(plan: Plan) -> dict[str, int]:

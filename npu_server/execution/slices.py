@@ -2,7 +2,7 @@
 
 import math
 
-from npu_server.compile.graph import AveragePool, Conv, Gemm, HostFloat, MatMul, MaxPool
+from npu_server.compile.graph import AveragePool, Conv, Gemm, HostFloat, HostPart, MatMul, MaxPool
 from npu_server.compile.planning.lowering import Layer
 from npu_wire.layer_map import LayerMap
 
@@ -18,7 +18,7 @@ def samples_at_once(layer: Layer, layer_map: LayerMap, work: int) -> int:
         layer_map: of its program.
         work: multiplications that may be done at a time.
     """
-    if isinstance(layer.kernel, HostFloat):
+    if isinstance(layer.kernel, HostFloat | HostPart):
         return 2**31  # float sums may round otherwise where the array has another shape
     shapes = [layer_map.tensors[name].shape for name in layer.spec.inputs]
     codes = math.prod(layer.shape) + sum(map(math.prod, shapes))

@@ -10,6 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from npu_server.numerics.combinations import check_combinations, listed
 from npu_server.numerics.rules import (
     HOST_OPERATORS,
@@ -42,6 +44,7 @@ class Profile:
         judged_by: the engines that its claim is judged by; empty for a specification of our own.
         unjudged: operators that its engine computes otherwise or not at all, here a specification of our own;
             "operator: condition" where it does so under a condition only (`npu_server.verdicts`).
+        unsupported: operators that the host runs in floating point where the NPU cannot; "*": every one.
     """
 
     name: str
@@ -60,11 +63,17 @@ class Profile:
     reduce_sum: SumRule = field(default_factory=SumRule)
     exceptions: Exceptions = field(default_factory=Exceptions)
     host_float: HostFloatRule = field(default_factory=HostFloatRule)
+    unsupported: tuple[str, ...] = ()
+
+    def takes_on_host(self, operator: str) -> bool:
+        """Whether the host runs an ONNX operator that the NPU cannot."""
+        return self.unsupported == ("*",) or operator in self.unsupported
 
     @property
     def hash(self) -> str:
         """SHA-256 (hex) of what decides about bits: every key, and the version of what reads them."""
         content: dict[str, Any] = {f.name: dataclasses.asdict(getattr(self, f.name)) for f in _sections()}
+        content["unsupported"] = self.unsupported
         content["arithmetic"] = ARITHMETIC_VERSION
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -74,7 +83,7 @@ class Profile:
         return exception or self.requantize
 
 
-_WORDS = {"name": str, "description": str, "judged_by": list, "unjudged": list}
+_WORDS = ("name", "description", "judged_by", "unjudged", "unsupported")
 
 
 def _sections() -> tuple[Any, ...]:
@@ -144,7 +153,23 @@ def parse_profile(text: str, file: str) -> Profile:
     rules = {f.name: _rule(file, f.name, f.type, content[f.name]) for f in _sections() if f.name in content}
     check_combinations(file, content)
     return Profile(
-        words["name"], words["description"], tuple(words["judged_by"]), tuple(words["unjudged"]), **rules
+        words["name"],
+        words["description"],
+        tuple(words["judged_by"]),
+        tuple(words["unjudged"]),
+        unsupported=_unsupported(file, content.get("unsupported", "refuse")),
+        **rules,
+    )
+
+
+def _unsupported(file: str, value: object) -> tuple[str, ...]:
+    if value in ("host", "refuse"):
+        return ("*",) if value == "host" else ()
+    if isinstance(value, list) and all(isinstance(name, str) and onnx.defs.has(name) for name in value):
+        return tuple(sorted(set(value)))
+    raise InvalidProfile(
+        f'profile {file}: unsupported = {value!r}; legal: "host", "refuse", or a list of ONNX operators that '
+        "the host runs"
     )
 
 

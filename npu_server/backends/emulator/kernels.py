@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from npu_server.compile.graph import (
     Extreme,
     Gemm,
     HostFloat,
+    HostPart,
     Interpolate,
     Largest,
     Lut,
@@ -45,6 +46,7 @@ from npu_server.compile.graph import (
 from npu_server.compile.planning.lowering import Layer
 from npu_server.compile.planning.weights import Prepared
 from npu_server.execution.host import compute_on_host
+from npu_server.execution.host_part import run_part
 from npu_server.execution.pairs import combine, in_order
 from npu_server.execution.sliding import average_windows, window_counts
 from npu_server.numerics.elementwise import average, total
@@ -175,7 +177,7 @@ class EmulatorKernels:
                 return _copied(moving.select(logical(x), kernel).reshape(len(x), *layer.shape), x)
             case Interpolate():
                 return from_image(moving.interpolate(as_image(x), kernel), x.ndim)
-            case HostFloat():
+            case HostFloat() | HostPart():
                 return self._on_host(layer, kernel, packed, inputs)
         raise AssertionError(f"no kernel for {kernel}")
 
@@ -201,11 +203,18 @@ class EmulatorKernels:
         return stored(torch.from_numpy(np.ascontiguousarray(codes)).to(self._device))
 
     def _on_host(
-        self, layer: Layer, kernel: HostFloat, packed: Packed, inputs: list[torch.Tensor]
+        self, layer: Layer, kernel: HostFloat | HostPart, packed: Packed, inputs: list[Any]
     ) -> torch.Tensor:
         assert packed.prepared is not None
-        arrays = [np.ascontiguousarray(logical(x).cpu().numpy()) for x in inputs]
-        codes = compute_on_host(layer, kernel, packed.prepared, arrays)
+        # Raw inputs of a part are arrays already.
+        arrays = [
+            np.ascontiguousarray(logical(x).cpu().numpy()) if isinstance(x, torch.Tensor) else x
+            for x in inputs
+        ]
+        if isinstance(kernel, HostPart):
+            codes = run_part(layer, kernel, packed.prepared, arrays)
+        else:
+            codes = compute_on_host(layer, kernel, packed.prepared, arrays)
         return stored(torch.from_numpy(np.ascontiguousarray(codes)).to(self._device))
 
     def _average_pool(self, layer: Layer, kernel: AveragePool, x: torch.Tensor) -> torch.Tensor:

@@ -29,6 +29,7 @@ from npu_server.compile.graph import (
     beside_constant,
 )
 from npu_server.compile.reading.constants import Constants
+from npu_server.numerics.profile import Profile
 from npu_wire.errors import UnsupportedModel
 
 _NEEDS_TABLE = Function | Add | Sub | Mul | Choose
@@ -46,9 +47,6 @@ def fuse(graph: Graph, constants: Constants, calibrated: Container[str] | None =
         constants: the model's.
         calibrated: activations whose range is known; a table reaches back to one of them if it can. None: all
             are.
-
-    Raises:
-        UnsupportedModel: an operation that is left over is none of the NPU's.
     """
     graph = _fuse_tables(graph, constants, calibrated)
     graph = _fuse_into_producer(graph, _fold_pad)
@@ -221,11 +219,6 @@ def _standalone(operation: Operation) -> Operation:
     a product with a quantized constant.
     """
     kernel = operation.kernel
-    if isinstance(kernel, Choose) or (isinstance(kernel, Function) and kernel.name in _ONLY_IN_TABLES):
-        raise UnsupportedModel(
-            f"node {operation.nodes[0]!r}: a comparison is an operator of the NPU only as a part of a "
-            "function of one activation"
-        )
     if not isinstance(kernel, Affine):
         return operation
     if kernel.kind == "batch_norm" or (kernel.is_along(1) and len(operation.shape) in (1, 3)):
@@ -234,6 +227,24 @@ def _standalone(operation: Operation) -> Operation:
         return replace(operation, kernel=Conv(weights, Window((1, 1)), channels))
     assert kernel.operand is not None
     return replace(operation, kernel=beside_constant(kernel.kind, kernel.operand))
+
+
+def refusals(graph: Graph, profile: Profile) -> dict[str, UnsupportedModel]:
+    """What is left of a fused graph that is none of the NPU's: output -> why."""
+    found = {}
+    for operation in graph.operations:
+        kernel, node = operation.kernel, operation.nodes[:1]
+        if isinstance(kernel, Choose) or (isinstance(kernel, Function) and kernel.name in _ONLY_IN_TABLES):
+            found[operation.output] = UnsupportedModel(
+                f"node {node[0]!r}: a comparison is an operator of the NPU only as a part of a function of "
+                "one activation"
+            )
+        if isinstance(kernel, HostFloat) and kernel.op not in profile.host_float.operators:
+            found[operation.output] = UnsupportedModel(
+                f"node {node[0]!r} ({kernel.op}): the NPU {profile.name!r} has no integer arithmetic for it, "
+                "and its profile does not list it under host_float.operators"
+            )
+    return found
 
 
 _ONLY_IN_TABLES = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual")

@@ -17,6 +17,7 @@ from npu_server.compile.graph import (
     Gemm,
     Graph,
     HostFloat,
+    HostPart,
     Interpolate,
     Kernel,
     Largest,
@@ -41,7 +42,7 @@ from npu_server.numerics.functions import FUNCTIONS
 from npu_server.numerics.profile import Profile
 from npu_server.numerics.requantize import Output
 from npu_server.numerics.scales import Quantization, activation_quantization, code_of
-from npu_wire.errors import NotCalibrated, UnsupportedModel
+from npu_wire.errors import NotCalibrated
 from npu_wire.layer_map import INT8_MAX, INT8_MIN, LayerMap, LayerSpec, MemoryLayout, TensorSpec
 
 _MOVES_DATA = MaxPool | Largest | Smallest | Reshape | Rearrange | Select | Pad
@@ -117,7 +118,6 @@ def lower(
     }
     layers: list[Layer] = []
     for operation in graph.operations:
-        _check(operation, profile)
         sources = tuple(quantizations[name] for name in operation.inputs if name in quantizations)
         quantization = _output_quantization(operation, sources, ranges, profile)
         layer = _layer(
@@ -180,16 +180,6 @@ def _known_bounds(kernel: Kernel) -> tuple[float, float] | None:
     return None
 
 
-def _check(operation: Operation, profile: Profile) -> None:
-    """Refuses what the profile's NPU does not do."""
-    kernel, node = operation.kernel, operation.nodes[0]
-    if isinstance(kernel, HostFloat) and kernel.op not in profile.host_float.operators:
-        raise UnsupportedModel(
-            f"node {node!r} ({kernel.op}): the NPU {profile.name!r} has no integer arithmetic for it, and "
-            "its profile does not list it under host_float.operators"
-        )
-
-
 def _layer(
     operation: Operation,
     sources: tuple[Quantization, ...],
@@ -227,7 +217,7 @@ def _layer(
             and not kernel.constants
             and all(source == quantization for source in sources)
         ),
-        host_float=isinstance(kernel, HostFloat),
+        host_float=isinstance(kernel, HostFloat | HostPart),
     )
     output = _output(clamp, quantization, bounds)
     return Layer(spec, kernel, sources, quantization.scale, output, operation.shape, clamp)
@@ -287,6 +277,8 @@ def _constants_of(kernel: Kernel) -> tuple[str, ...]:
         return (kernel.slope.name,)
     if isinstance(kernel, HostFloat):
         return tuple(operand.name for operand in kernel.operands)
+    if isinstance(kernel, HostPart):
+        return kernel.constants
     return ()
 
 

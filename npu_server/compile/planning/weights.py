@@ -1,7 +1,7 @@
 """What a layer needs besides its input: quantized weights and multipliers, or a table."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from npu_server.compile.graph import (
     Function,
     Gemm,
     HostFloat,
+    HostPart,
     Lut,
     MatMul,
     Mul,
@@ -28,7 +29,7 @@ from npu_server.compile.graph import (
     Weights,
 )
 from npu_server.compile.planning.lowering import Layer
-from npu_server.compile.reading.constants import Constants
+from npu_server.compile.reading.constants import Array, Constants
 from npu_server.numerics import float_ops, functions
 from npu_server.numerics.elementwise import concat_table, function_table, rescale_table
 from npu_server.numerics.named_functions import named_table
@@ -73,6 +74,7 @@ class Prepared:
         operand: the constant of Add, Sub, Mul, MatMul.
         joined: codes of the constants of Concat and Extreme, in the output's scale.
         reals: constants of HostFloat in the order of its `operands`.
+        feeds: constants of HostPart by name, as they are.
     """
 
     weights: QuantizedWeights | None = None
@@ -81,6 +83,7 @@ class Prepared:
     operand: QuantizedOperand | None = None
     joined: tuple[Int8Array, ...] = ()
     reals: tuple[Float64Array, ...] = ()
+    feeds: Mapping[str, Array] = field(default_factory=dict)
 
 
 def prepare(layer: Layer, constants: Constants, profile: Profile) -> Prepared:
@@ -127,6 +130,8 @@ def prepare(layer: Layer, constants: Constants, profile: Profile) -> Prepared:
         values = _values(layer, kernel.operand, constants)
         divides = isinstance(kernel, Mul) and kernel.divides
         return Prepared(operand=_quantize_operand(layer, 1 / values if divides else values, profile))
+    if isinstance(kernel, HostPart):
+        return Prepared(feeds={name: constants.array(name) for name in kernel.constants})
     if isinstance(kernel, HostFloat):
         return Prepared(reals=tuple(_values(layer, operand, constants) for operand in kernel.operands))
     return Prepared()

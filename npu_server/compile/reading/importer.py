@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -11,11 +11,13 @@ from onnx import ModelProto, NodeProto, ValueInfoProto
 from npu_server.compile import graph as g
 from npu_server.compile.reading.constants import (
     FREE_ELEMENTS,
+    PROBE_BATCHES,
     UNFOLDING,
     Array,
     Constants,
     initializer_arrays,
 )
+from npu_server.compile.reading.host_region import HostRegion, Ranges
 from npu_server.compile.reading.views import View
 from npu_wire.errors import UnsupportedModel
 from npu_wire.layer_map import WIRE_TYPES, RawSpec
@@ -24,28 +26,52 @@ from npu_wire.tensors import MAX_RANK
 MAX_ACTIVATION_ELEMENTS = 1 << 26
 
 
+@dataclass(frozen=True)
+class HostRules:
+    """What the NPU's host takes over.
+
+    Attributes:
+        takes: whether it runs an operator that the NPU refuses.
+        ranges: of the activations that the client knows; only those can be brought to the NPU, or be taken
+            from it. None: every activation has one.
+        refused: outputs of nodes that turned out to be none of the NPU's only when layers were planned.
+    """
+
+    takes: Callable[[str], bool] = lambda operator: False
+    ranges: Ranges | None = None
+    refused: Mapping[str, UnsupportedModel] = field(default_factory=dict)
+
+
 class Importer:
     """Walks a model once, in topological order."""
 
-    def __init__(self, model: ModelProto, handlers: Mapping[str, "Handler"]) -> None:
+    def __init__(
+        self, model: ModelProto, handlers: Mapping[str, "Handler"], rules: HostRules | None = None
+    ) -> None:
         """Takes a checked model.
 
         Args:
             model: what `read_model` returned.
             handlers: ONNX operator -> what emits its operation.
+            rules: what may go to the host; None: nothing.
         """
+        self._rules = rules or HostRules()
         self._model = model
         self._handlers = handlers
         opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self.constants = Constants(initializer_arrays(model), opset)
         self._weights = 0
         self.raw: dict[str, RawSpec] = {}
+        self._raw_types: dict[str, tuple[onnx.TypeProto, onnx.TypeProto]] = {}
         self._inputs: list[g.Entry | RawSpec] = []
         self._unusable: dict[str, str] = {}
         self._views: dict[str, View] = {}
         self._operations: list[g.Operation] = []
         self.sequences: dict[str, list[Piece]] = {}
         self.comparisons: set[str] = set()
+        self._refusals: dict[str, UnsupportedModel] = {}
+        self._kernels: dict[str, g.Operation] = {}
+        self._host = HostRegion(model, self.constants, self._views, self._raw_types, self._is_comparison)
 
     def run(self) -> g.Graph:
         """The network as operations.
@@ -56,29 +82,94 @@ class Importer:
         self._take_inputs()
         live = _live_nodes(self._model)
         for node, alive in zip(self._model.graph.node, live, strict=True):
-            if alive and not self.constants.fold(node, self._shape_at):
+            if alive and not self._fold(node):
                 self._import(node)
-        names = [value.name for value in self._model.graph.output]
-        outputs = tuple(dict.fromkeys(self._source(name) for name in names if name not in self.constants))
-        operations = _needed(self._operations, outputs)
+        outputs, operations = self._needed([value.name for value in self._model.graph.output])
         if not operations:
-            raise UnsupportedModel(f"output {names[0]!r} is computed by no layer of the NPU")
+            first = next(iter(self._refusals.values()), None)
+            name = self._model.graph.output[0].name
+            raise first or UnsupportedModel(f"output {name!r} is computed by no layer of the NPU")
         return g.Graph(tuple(self._inputs), outputs, operations)
 
-    def _source(self, output: str) -> str:
-        """The NPU's tensor that an output of the model is a view of."""
-        view = self._views.get(output)
-        if view is None:
-            raise UnsupportedModel(
-                self._unusable.get(output, f"output {output!r} is computed by no layer of the NPU")
-            )
-        return view.name
+    def _fold(self, node: NodeProto) -> bool:
+        """Makes what depends on no activation's numbers a constant."""
+        if node.op_type == "CastLike" and node.input[1] not in self._views:
+            # To the type of what is no float activation.
+            return node.input[1] in self.constants and self.constants.fold(node, self._shape_at)
+        return self.constants.fold(node, self._shape_at)
+
+    def _needed(self, names: list[str]) -> tuple[tuple[str, ...], tuple[g.Operation, ...]]:
+        """The tensors that the model's outputs follow from, and the operations that these derive from.
+
+        What the host would compute last is the tail: it is left to the client, which begins with the tensors
+        that it knows.
+        """
+        names = [name for name in names if name not in self.constants]
+        own = [self._views[n].name for n in names if n in self._views and not self._is_of_host(n)]
+        tail = [name for name in names if name not in self._views or self._is_of_host(name)]
+        outputs: tuple[str, ...] = ()
+        operations: tuple[g.Operation, ...] = ()
+        for _ in range(3):  # a tail may begin with what a host part has yielded; that settles at once
+            there = {x.output for x in operations if isinstance(x.kernel, g.HostPart)}
+            sources = self._tail_sources(tail, there)
+            if operations and tuple(dict.fromkeys((*own, *sources))) == outputs:
+                break
+            outputs = tuple(dict.fromkeys((*own, *sources)))
+            operations = self._derive(outputs)
+        return outputs, operations
+
+    def _tail_sources(self, names: list[str], there: set[str]) -> list[str]:
+        known = self._rules.ranges
+
+        def stops(name: str) -> bool:
+            if self._is_of_host(name) and self._origin(name) not in there:
+                return False
+            tensor = self._views[name].name
+            return tensor not in self.comparisons and (known is None or tensor in known)
+
+        return [view.name for view in self._host.trace(names, stops).views.values()]
+
+    def _derive(self, outputs: tuple[str, ...]) -> tuple[g.Operation, ...]:
+        """The operations that tensors derive from: a live node may have some beside the one that counts."""
+        needed, kept = set(outputs), []
+        for operation in reversed(self._operations):
+            if operation.output not in needed:
+                continue
+            if operation.output in self._host.values:
+                view = self._views[operation.output]
+                operation = self._host.part(operation.output, view, self._can_leave)
+            needed.update(operation.inputs)
+            kept.append(operation)
+        return tuple(reversed(kept))
+
+    def _origin(self, name: str) -> str:
+        """The tensor of which an activation is the same numbers, in another shape or order."""
+        tensor = self._views[name].name
+        while tensor in self._kernels and isinstance(self._kernels[tensor].kernel, _MOVES_DATA):
+            tensor = self._kernels[tensor].inputs[0]
+        return tensor
+
+    def _is_of_host(self, name: str) -> bool:
+        """Whether the host computed the numbers of an activation."""
+        return self._origin(name) in self._host.values
+
+    def _can_leave(self, name: str) -> bool:
+        """Whether an activation is an INT8 tensor of the NPU's own, which the host can begin with."""
+        tensor, known = self._origin(name), self._rules.ranges
+        if tensor in self._host.values or tensor in self.comparisons:
+            return False
+        return known is None or tensor in known or tensor not in self._kernels
+
+    def _is_comparison(self, name: str) -> bool:
+        return self._views[name].name in self.comparisons
 
     def _shape_at(self, name: str, batch: int) -> g.Shape | None:
         raw = self.raw.get(name)
         if raw is not None:
             return (batch, *raw.shape) if raw.batched else raw.shape
         view = self._views.get(name)
+        if view is None and name in self._host.values:
+            return self._host.shape_at(name, batch)
         return None if view is None else view.at(batch)
 
     def _take_inputs(self) -> None:
@@ -99,23 +190,64 @@ class Importer:
                 self._views[taken.name] = View(taken.name, (1, *taken.shape))
             else:
                 self.raw[taken.name] = taken
+                first, second = (self._shape_at(taken.name, batch) or () for batch in PROBE_BATCHES)
+                element = value.type.tensor_type.elem_type
+                self._raw_types[taken.name] = (
+                    onnx.helper.make_tensor_type_proto(element, first),
+                    onnx.helper.make_tensor_type_proto(element, second),
+                )
                 self._unusable[taken.name] = (
                     f"input {taken.name!r} must be float32 with batch and 1 to 4 more dimensions"
                 )
 
     def _import(self, node: NodeProto) -> None:
+        """A node becomes operations of the NPU, or else a part of what its host computes."""
+        before, weights = len(self._operations), self._weights
+        try:
+            self._on_npu(node)
+        except UnsupportedModel as error:
+            undone = [operation.output for operation in self._operations[before:]]
+            del self._operations[before:]
+            self._weights = weights
+            for name in (*node.output, *undone):
+                self._views.pop(name, None)
+                self._kernels.pop(name, None)
+                self.comparisons.discard(name)
+            at_host = any(name in self._host.values for name in node.input)
+            if not self._rules.takes(node.op_type) and not (at_host and node.op_type in self._handlers):
+                raise
+            if not at_host:
+                self._refusals[node.output[0]] = error
+            self._host.take(node)
+
+    def _on_npu(self, node: NodeProto) -> None:
         handler = self._handlers.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if handler is None:
             raise refuse(node, "the NPU has no such operator")
+        for name in node.output:
+            if name in self._rules.refused:
+                raise self._rules.refused[name]
         for name in node.input:
             if name in self._unusable:
                 raise refuse(node, self._unusable[name])
+            if name in self._host.values and name not in self._views and name not in self.constants:
+                self._bring(node, name)
             if not (not name or name in self.constants or name in self._views or name in self.sequences):
                 raise refuse(node, f"input {name!r} is no activation that the NPU computes")
         for attribute in node.attribute:
             if attribute.type == onnx.AttributeProto.FLOAT and not math.isfinite(attribute.f):
                 raise refuse(node, f"{attribute.name} is {attribute.f}; it must be finite")
         handler(self, node)
+
+    def _bring(self, node: NodeProto, name: str) -> None:
+        """Makes a value of the host an INT8 tensor of the NPU."""
+        known = self._rules.ranges
+        if node.op_type in _MOVING and known is not None and set(node.output) <= known.keys():
+            raise refuse(node, "the host moves what is its own")  # the NPU gets it where it computes
+        view = self._host.view(name, known)
+        self._views[name] = view
+        placeholder = g.HostPart(b"", (), (), (), 0)  # made when it is clear that it is needed
+        self._operations.append(g.Operation(name, (), placeholder, view.shape, (), outer=view.outer))
 
     def emit(
         self,
@@ -147,9 +279,11 @@ class Importer:
         placed = replace(view, name=output) if view is not None else View(output, (1, *shape))
         assert placed.shape == shape
         self._views[output] = placed
-        self._operations.append(
-            g.Operation(output, tuple(inputs), kernel, shape, (node.name or output,), outer=placed.outer)
+        operation = g.Operation(
+            output, tuple(inputs), kernel, shape, (node.name or output,), outer=placed.outer
         )
+        self._operations.append(operation)
+        self._kernels[output] = operation
 
     def _take_weights(self, node: NodeProto, size: int) -> None:
         """Each layer packs weights of its own, also where layers share one computed constant."""
@@ -202,6 +336,14 @@ class Importer:
         return self.constants.array(name)
 
 
+_MOVES_DATA = g.MaxPool | g.Largest | g.Reshape | g.Rearrange | g.Select | g.Pad | g.Interpolate
+"""Their output has its input's scale, and needs no range of its own."""
+
+_MOVING = frozenset(
+    ["Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"]
+)
+"""ONNX operators that show elements in another way."""
+
 Piece = tuple[View | str, int, range, bool]
 """An element of a sequence: what it is cut from, axis, indices, whether the axis (of one index) vanishes."""
 
@@ -216,16 +358,6 @@ def refuse(node: NodeProto, reason: str) -> UnsupportedModel:
 def attributes(node: NodeProto) -> dict[str, object]:
     """Attributes of a node by name."""
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-
-
-def _needed(operations: list[g.Operation], outputs: tuple[str, ...]) -> tuple[g.Operation, ...]:
-    """Those that the outputs derive from: a live node may have operations beside the one that counts."""
-    needed, kept = set(outputs), []
-    for operation in reversed(operations):
-        if operation.output in needed:
-            needed.update(operation.inputs)
-            kept.append(operation)
-    return tuple(reversed(kept))
 
 
 def _is_free(value: ValueInfoProto) -> bool:

@@ -11,7 +11,7 @@ from npu_server.compile.reading import (
     operators_selecting,
 )
 from npu_server.compile.reading.constants import Constants
-from npu_server.compile.reading.importer import Handler, Importer, attributes, refuse
+from npu_server.compile.reading.importer import Handler, HostRules, Importer, attributes, refuse
 from npu_server.compile.reading.operators_elementwise import constant_operand
 from npu_server.compile.reading.operators_moving import axis_of, integer
 from npu_server.compile.reading.views import View
@@ -215,14 +215,18 @@ def operators_of(profile: Profile) -> tuple[str, ...]:
     return tuple(op for op in OPERATORS if op not in refused)
 
 
-def import_model(model: ModelProto) -> tuple[g.Graph, Constants]:
+def import_model(model: ModelProto, rules: HostRules | None = None) -> tuple[g.Graph, Constants]:
     """Operations and constants of a checked model.
+
+    Args:
+        model: the model.
+        rules: what may go to the NPU's host; None: nothing.
 
     Raises:
         InvalidModel: a constant cannot be evaluated.
-        UnsupportedModel: an operator, attribute or shape that the NPU does not have.
+        UnsupportedModel: an operator, attribute or shape that the NPU does not have, nor its host.
     """
-    importer = Importer(model, _HANDLERS)
+    importer = Importer(model, _HANDLERS, rules)
     try:
         return importer.run(), importer.constants
     except NpuError:
