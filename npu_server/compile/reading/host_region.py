@@ -194,9 +194,7 @@ class HostRegion:
         self._nodes_of_parts += len(trace.nodes)
         if self._nodes_of_parts > MAX_PART_NODES:
             raise UnsupportedModel(f"the model's host parts have more than {MAX_PART_NODES} nodes together")
-        inputs = [
-            g.HostInput(own, v.name, v.dims, v.axis, v.outer) for own, v in sorted(trace.views.items())
-        ]
+        inputs = [g.HostInput(own, v.name, v.dims, v.axis, v.outer) for own, v in sorted(trace.views.items())]
         batched = {i for i in trace.raw if _dims(self._raw[i][0]) != _dims(self._raw[i][1])}
         inputs += [g.HostInput(own, own, (), None, int(own in batched)) for own in trace.raw]
         if not trace.views and not batched:
@@ -215,9 +213,7 @@ class HostRegion:
             sum(multiplications(node, self.shape_of) for node in trace.nodes),
         )
         nodes = tuple(node.name or node.output[0] for node in trace.nodes)
-        return g.Operation(
-            name, tuple(x.tensor for x in inputs), kernel, view.shape, nodes, outer=view.outer
-        )
+        return g.Operation(name, tuple(x.tensor for x in inputs), kernel, view.shape, nodes, outer=view.outer)
 
     def shape_of(self, name: str) -> g.Shape | None:
         """Shape of any value with a batch of one."""
@@ -248,7 +244,9 @@ class HostRegion:
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)],
             [numpy_helper.from_array(np.ascontiguousarray(self._constants.array(n)), n) for n in kept],
         )
-        model = helper.make_model(graph, opset_imports=self._opset, ir_version=min(self._model.ir_version, 10))
+        model = helper.make_model(
+            graph, opset_imports=self._opset, ir_version=min(self._model.ir_version, 10)
+        )
         data: bytes = model.SerializeToString()
         return data
 
