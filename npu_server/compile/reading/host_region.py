@@ -267,14 +267,14 @@ class HostRegion:
     def _inferred(self, node: NodeProto, probe: int) -> Mapping[str, TypeProto]:
         """Types of a node's outputs; those that cannot be told are left out."""
         names = [name for name in node.input if name]
-        types = {name: self._type(name, probe) for name in names}
-        if any(t is None for t in types.values()) or _problem(node):
+        types = {name: found for name in names if (found := self._type(name, probe)) is not None}
+        if len(types) < len(set(names)) or _problem(node):
             return {}
         known = (n for n in names if n in self._constants)
         data = {n: self._constants[n].values[probe] for n in known}
         try:
             schema = onnx.defs.get_schema(node.op_type, self._opset[0].version, "")
-            return onnx.shape_inference.infer_node_outputs(  # type: ignore[no-any-return]
+            return onnx.shape_inference.infer_node_outputs(
                 schema,
                 node,
                 types,

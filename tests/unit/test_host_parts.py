@@ -1,0 +1,345 @@
+"""What the NPU cannot run is computed by its host: where it is cut, and what comes out."""
+
+import re
+import sys
+from importlib import resources
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+from onnx.utils import Extractor
+
+from npu_server.backends.emulator.backend import EmulatorBackend
+from npu_server.backends.reference import ReferenceBackend
+from npu_server.numerics.profile import list_profiles, load_profile
+from npu_server.seam import BackendOptions
+from npu_wire.errors import InvalidInput, InvalidProfile, NonFiniteInput, UnsupportedModel
+from npu_wire.layer_map import LayerMap, RawSpec, TensorSpec
+
+RNG = np.random.default_rng(7)
+FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+
+
+def normal(*shape: int) -> NDArray[np.float32]:
+    return (0.5 * RNG.standard_normal(shape)).astype(np.float32)
+
+
+def node(op: str, inputs: str, outputs: str, **attributes: object) -> onnx.NodeProto:
+    """A node that is called as its first output; "-" leaves an input out."""
+    names = [name.replace("-", "") for name in inputs.split()]
+    return helper.make_node(op, names, outputs.split(), outputs.split()[0], **attributes)
+
+
+class Case:
+    """A model, the range of every value of it that a client would know, and a batch for it."""
+
+    def __init__(
+        self,
+        nodes: list[onnx.NodeProto],
+        weights: dict[str, NDArray],
+        inputs: dict[str, tuple[int, tuple[object, ...]]],
+        output: str,
+        known: str,
+        rank: int = 1,
+    ) -> None:
+        self.proto = helper.make_model(
+            helper.make_graph(
+                nodes,
+                "net",
+                [
+                    helper.make_tensor_value_info(n, kind, ["batch", *dims])
+                    for n, (kind, dims) in inputs.items()
+                ],
+                [
+                    helper.make_tensor_value_info(
+                        output, INT64 if output == "label" else FLOAT, ["batch", *"abc"[:rank]]
+                    )
+                ],
+                [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()],
+            ),
+            opset_imports=[helper.make_opsetid("", 20)],
+            ir_version=10,
+        )
+        self.ranges = {name: (-2.0, 2.0) for name in known.split()}
+        self.output = output
+
+    @property
+    def data(self) -> bytes:
+        return self.proto.SerializeToString()
+
+    def with_weights(self, tensors: dict[str, NDArray]) -> bytes:
+        changed = onnx.ModelProto()
+        changed.CopyFrom(self.proto)
+        for tensor in changed.graph.initializer:
+            if tensor.name in tensors:
+                tensor.CopyFrom(numpy_helper.from_array(tensors[tensor.name], tensor.name))
+        return changed.SerializeToString()
+
+
+def recurrent(op: str, gates: int, **attributes: object) -> Case:
+    """A classifier over a bidirectional recurrent layer, with the transposes of batch_first."""
+    return Case(
+        [
+            node("Transpose", "x", "steps", perm=[1, 0, 2]),
+            node(op, "steps w r b", "states", hidden_size=6, direction="bidirectional", **attributes),
+            node("Transpose", "states", "moved", perm=[2, 0, 1, 3]),
+            node("Reshape", "moved shape", "seen"),
+            node("Gemm", "seen fc bias", "y", transB=1),
+        ],
+        {
+            "w": normal(2, gates * 6, 4),
+            "r": normal(2, gates * 6, 6),
+            "b": normal(2, 2 * gates * 6),
+            "shape": np.array([0, -1]),
+            "fc": normal(3, 60),
+            "bias": normal(3),
+        },
+        {"x": (FLOAT, (5, 4))},
+        "y",
+        "x seen y",
+    )
+
+
+CASES = {
+    "LSTM": recurrent("LSTM", 4),
+    "GRU": recurrent("GRU", 3, linear_before_reset=1),
+    "embedding": Case(
+        [
+            node("Gather", "table ids", "vectors"),
+            node("ReduceMean", "vectors axes", "mean", keepdims=0),
+            node("Gemm", "mean fc", "y"),
+        ],
+        {"table": normal(11, 8), "axes": np.array([1]), "fc": normal(8, 3)},
+        {"ids": (INT64, (6,))},
+        "y",
+        "vectors mean y",
+    ),
+    "masked attention": Case(
+        [
+            node("MatMul", "x wq", "q"),
+            node("MatMul", "x wk", "k"),
+            node("Transpose", "k", "kt", perm=[0, 2, 1]),
+            node("MatMul", "q kt", "scores"),
+            node("Unsqueeze", "mask one", "wide"),
+            node("Where", "wide scores lowest", "masked"),
+            node("Softmax", "masked", "shares"),
+            node("MatMul", "shares x", "y"),
+        ],
+        {
+            "wq": normal(8, 8),
+            "wk": normal(8, 8),
+            "one": np.array([1]),
+            "lowest": np.float32(np.finfo(np.float32).min),
+        },
+        {"x": (FLOAT, (6, 8)), "mask": (BOOL, (6,))},
+        "y",
+        "x q k kt scores shares y",
+        rank=2,
+    ),
+    "norm over channels": Case(
+        [
+            node("Conv", "x w", "a", pads=[1, 1, 1, 1]),
+            node("LpNormalization", "a", "n", axis=1, p=2),
+            node("Conv", "n v", "y"),
+        ],
+        {"w": normal(4, 3, 3, 3), "v": normal(5, 4, 1, 1)},
+        {"x": (FLOAT, (3, 5, 5))},
+        "y",
+        "x a n y",
+        rank=3,
+    ),
+    "running sum and largest": Case(
+        [
+            node("Gemm", "x w", "a"),
+            node("CumSum", "a one", "c"),
+            node("TopK", "c three", "largest where"),
+            node("Gemm", "largest v", "y"),
+        ],
+        {"w": normal(8, 7), "one": np.array(1), "three": np.array([3]), "v": normal(3, 2)},
+        {"x": (FLOAT, (8,))},
+        "y",
+        "x a largest y",
+    ),
+}
+
+
+def batch_for(layer_map: LayerMap, samples: int = 3) -> dict[str, NDArray]:
+    rng = np.random.default_rng(samples)
+    batch: dict[str, NDArray] = {}
+    for spec in layer_map.inputs:
+        shape = (samples, *spec.shape)
+        high = 2 if isinstance(spec, RawSpec) and spec.dtype == np.bool_ else 11
+        if isinstance(spec, TensorSpec):
+            batch[spec.name] = rng.integers(-128, 128, shape).astype(np.int8)
+        else:
+            batch[spec.name] = rng.integers(0, high, shape).astype(spec.dtype)
+            batch[spec.name].reshape(samples, -1)[:, 0] = 1
+    return batch
+
+
+def run(backend_class: type, case: Case, model: bytes | None = None, profile: str = "tflm"):
+    """A program, its batch, and every tensor that it yields."""
+    backend = backend_class(BackendOptions(profile=profile))
+    backend.open()
+    program = backend.compile(model or case.data, case.ranges)
+    batch = batch_for(program.layer_map)
+    return program, batch, tensors_of(program, batch)
+
+
+def tensors_of(program, batch) -> dict[str, NDArray]:
+    layers = program.layer_map.layers
+    yielded = program.forward(batch, range(len(layers)))
+    return {layers[tensor.layer].name: tensor.data for tensor in yielded if tensor is not None}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_host_part_is_the_float_subgraph_between_dequantize_and_quantize(name: str) -> None:
+    """ONNX's reference evaluator gets each host part's dequantized inputs and yields its codes."""
+    case = CASES[name]
+    program, batch, tensors = run(ReferenceBackend, case)
+    parts = [layer for layer in program.layer_map.layers if layer.op == "HostPart"]
+    assert parts
+    for layer in parts:
+        assert layer.host_float
+        feeds = {}
+        for source in layer.inputs:
+            spec = program.layer_map.tensors.get(source)
+            codes = {**batch, **tensors}[source]
+            feeds[source] = codes
+            if spec is not None:
+                feeds[source] = ((codes.astype(np.float32) - spec.zero_point) * spec.scale).astype(np.float32)
+        part = Extractor(onnx.shape_inference.infer_shapes(case.proto)).extract_model(
+            list(layer.inputs), [layer.name]
+        )
+        (real,) = ReferenceEvaluator(part).run(None, feeds)
+        steps = np.asarray(real, np.float64) / layer.output.scale + layer.output.zero_point
+        expected = np.clip(np.rint(steps), -128, 127)
+        difference = np.abs(tensors[layer.name] - expected)
+        # Another order of float32 sums may take what lies at half a step to the other side.
+        assert difference.max() <= 1
+        assert (difference > 0).mean() < 0.02
+        assert len(np.unique(expected)) > 5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_backends_share_the_host(name: str) -> None:
+    """The emulator yields the reference's bits of every layer, host parts included."""
+    _, batch, expected = run(ReferenceBackend, CASES[name])
+    _, same, tensors = run(EmulatorBackend, CASES[name])
+    assert all(np.array_equal(batch[key], same[key]) for key in batch)
+    assert tensors.keys() == expected.keys()
+    for key, tensor in tensors.items():
+        np.testing.assert_array_equal(tensor, expected[key], key)
+
+
+@pytest.mark.parametrize("backend", [ReferenceBackend, EmulatorBackend])
+def test_host_weights_are_updated_like_all_others(backend: type) -> None:
+    """After an update the program yields what one yields that was compiled with the new weights."""
+    case = CASES["LSTM"]
+    program, batch, before = run(backend, case)
+    assert program.parameters.keys() >= {"w", "r", "b", "fc", "bias"}
+    fresh = {name: normal(*program.parameters[name]) for name in ("r", "fc")}
+    program.load_weights(fresh)
+    _, _, expected = run(backend, case, case.with_weights(fresh))
+    after = tensors_of(program, batch)
+    assert not np.array_equal(after["seen"], before["seen"])
+    for name, tensor in after.items():
+        np.testing.assert_array_equal(tensor, expected[name], name)
+    with pytest.raises(NonFiniteInput):
+        program.load_weights({"w": np.full(program.parameters["w"], np.nan, np.float32)})
+    np.testing.assert_array_equal(tensors_of(program, batch)["seen"], after["seen"])
+
+
+def test_attention_leaves_only_mask_and_softmax_to_the_host() -> None:
+    """The products stay on the NPU; what has minus infinity in it never becomes INT8."""
+    layer_map = run(ReferenceBackend, CASES["masked attention"])[0].layer_map
+    parts = [layer for layer in layer_map.layers if layer.host_float]
+    assert [(layer.name, set(layer.inputs)) for layer in parts] == [("shares", {"scores", "mask"})]
+    assert [layer.op for layer in layer_map.layers].count("MatMul") == 2
+    assert layer_map.inputs[1] == RawSpec("mask", (6,), np.dtype(np.bool_), True)
+
+
+def test_tail_is_left_to_the_client() -> None:
+    """What follows the last layers and is nothing that the NPU does is not in the program."""
+    case = Case(
+        [node("Gemm", "x w", "logits"), node("ArgMax", "logits", "label", axis=1)],
+        {"w": normal(4, 3)},
+        {"x": (FLOAT, (4,))},
+        "label",
+        "x logits",
+        rank=0,
+    )
+    layer_map = run(ReferenceBackend, case)[0].layer_map
+    assert layer_map.outputs == ("logits",)
+    assert [layer.name for layer in layer_map.layers] == ["logits"]
+
+
+def test_token_that_does_not_exist_is_the_callers_error() -> None:
+    """ONNX Runtime's message arrives, and the program goes on."""
+    program, batch, tensors = run(ReferenceBackend, CASES["embedding"])
+    wrong = {"ids": np.full_like(batch["ids"], 99)}
+    with pytest.raises(InvalidInput, match=r"host part 'vectors' .*out of data bounds"):
+        tensors_of(program, wrong)
+    np.testing.assert_array_equal(tensors_of(program, batch)["y"], tensors["y"])
+
+
+def test_what_onnxruntime_has_no_kernel_for_is_refused_when_it_is_compiled() -> None:
+    """The refusal names node, operator and reason."""
+    case = Case(
+        [
+            node("Cast", "x", "short", to=TensorProto.BFLOAT16),
+            node("Exp", "short", "power"),
+            node("Cast", "power", "real", to=FLOAT),
+            node("Gemm", "real w", "y"),
+        ],
+        {"w": normal(4, 3)},
+        {"x": (FLOAT, (4,))},
+        "y",
+        "x real y",
+    )
+    with pytest.raises(UnsupportedModel, match=r"host part 'real' \(short, power, real\): .*Exp"):
+        run(ReferenceBackend, case)
+
+
+def test_without_onnxruntime_the_install_line_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that lacks the package says what to install."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UnsupportedModel, match=re.escape("pip install 'npu-in-the-loop[server]'")):
+        run(ReferenceBackend, CASES["LSTM"])
+
+
+def profile_with(tmp_path, line: str) -> str:
+    text = resources.files("npu_server").joinpath("profiles/tflm.toml").read_text()
+    path = tmp_path / "own.toml"
+    path.write_text(text.replace('name = "tflm"', 'name = "own"').replace('unsupported = "host"', line))
+    return str(path)
+
+
+@pytest.mark.parametrize("line", ['unsupported = "refuse"', "", 'unsupported = ["GRU"]'])
+def test_a_profile_may_refuse(tmp_path, line: str) -> None:
+    """Without the host the operator is refused as ever, by node, operator and reason."""
+    with pytest.raises(UnsupportedModel, match=r"node 'states' \(LSTM\): the NPU has no such operator"):
+        run(ReferenceBackend, CASES["LSTM"], profile=profile_with(tmp_path, line))
+
+
+def test_a_profile_may_name_operators(tmp_path) -> None:
+    """The operators that it names go to the host, with what moves their results."""
+    layer_map = run(
+        ReferenceBackend, CASES["LSTM"], profile=profile_with(tmp_path, 'unsupported = ["LSTM"]')
+    )[0].layer_map
+    assert [layer.op for layer in layer_map.layers] == ["HostPart", "Gemm"]
+
+
+@pytest.mark.parametrize("value", ['"maybe"', "true", '["NoSuchOperator"]', "[1]"])
+def test_bad_value_is_a_profile_error(tmp_path, value: str) -> None:
+    """File, key and legal values are named."""
+    with pytest.raises(InvalidProfile, match=r"own\.toml: unsupported = .*legal: \"host\", \"refuse\""):
+        load_profile(profile_with(tmp_path, f"unsupported = {value}"))
+
+
+def test_shipped_profiles_use_the_host() -> None:
+    """Every NPU that ships has a host."""
+    assert all(load_profile(name).takes_on_host("LSTM") for name in list_profiles())
