@@ -77,8 +77,8 @@ def describe_keys(profile: Profile) -> list[tuple[str, str, str]]:
 
 
 _UNSUPPORTED = (
-    'What becomes of operators that the NPU cannot run: "host": its host runs them in floating point, in ONNX '
-    'Runtime; "refuse": the model is refused; a list: the host runs these ONNX operators and no others.'
+    'What becomes of operators that the NPU cannot run: "host": its host runs them in floating point, in '
+    'ONNX Runtime; "refuse": the model is refused; a list: the host runs these ONNX operators and no others.'
 )
 
 

@@ -27,7 +27,7 @@ def open_part(layer: Layer, kernel: HostPart) -> None:
         UnsupportedModel: ONNX Runtime does not take it, or is not installed.
     """
     try:
-        import onnxruntime  # only for models with host parts
+        import onnxruntime  # type: ignore[import-untyped]  # only for models with host parts
     except ImportError as error:
         raise UnsupportedModel(
             f"{_called(layer)} is computed by the NPU's host, which needs ONNX Runtime: "

@@ -24,6 +24,7 @@ FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
 
 def normal(*shape: int) -> NDArray[np.float32]:
+    """Weights."""
     return (0.5 * RNG.standard_normal(shape)).astype(np.float32)
 
 
@@ -167,6 +168,7 @@ CASES = {
 
 
 def batch_for(layer_map: LayerMap, samples: int = 3) -> dict[str, NDArray]:
+    """Codes for quantized inputs, small numbers for raw ones."""
     rng = np.random.default_rng(samples)
     batch: dict[str, NDArray] = {}
     for spec in layer_map.inputs:
@@ -190,6 +192,7 @@ def run(backend_class: type, case: Case, model: bytes | None = None, profile: st
 
 
 def tensors_of(program, batch) -> dict[str, NDArray]:
+    """What each layer yields, by name."""
     layers = program.layer_map.layers
     yielded = program.forward(batch, range(len(layers)))
     return {layers[tensor.layer].name: tensor.data for tensor in yielded if tensor is not None}
@@ -312,6 +315,7 @@ def test_without_onnxruntime_the_install_line_is_told(monkeypatch: pytest.Monkey
 
 
 def profile_with(tmp_path, line: str) -> str:
+    """The tflm profile with another line for what it does not support."""
     text = resources.files("npu_server").joinpath("profiles/tflm.toml").read_text()
     path = tmp_path / "own.toml"
     path.write_text(text.replace('name = "tflm"', 'name = "own"').replace('unsupported = "host"', line))

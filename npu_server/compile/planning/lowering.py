@@ -42,7 +42,7 @@ from npu_server.numerics.functions import FUNCTIONS
 from npu_server.numerics.profile import Profile
 from npu_server.numerics.requantize import Output
 from npu_server.numerics.scales import Quantization, activation_quantization, code_of
-from npu_wire.errors import NotCalibrated
+from npu_wire.errors import NotCalibrated, UnsupportedModel
 from npu_wire.layer_map import INT8_MAX, INT8_MIN, LayerMap, LayerSpec, MemoryLayout, TensorSpec
 
 _MOVES_DATA = MaxPool | Largest | Smallest | Reshape | Rearrange | Select | Pad
@@ -107,7 +107,7 @@ def lower(
     Raises:
         NotCalibrated: a range is missing.
         InvalidInput: a range that is not finite or of zero width.
-        UnsupportedModel: an operation that the profile's NPU does not do.
+        UnsupportedModel: no layer reads an input with a batch dimension.
     """
     used = {name for operation in graph.operations for name in operation.inputs}
     entries = [entry for entry in graph.inputs if entry.name in used]

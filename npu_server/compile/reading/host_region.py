@@ -30,8 +30,15 @@ _WIDEST = 1e4
 _KNOWN_DATA = 4096  # elements of a constant that shape inference, and ONNX Runtime's, may look at
 
 _RANDOM = frozenset(
-    ["Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform"]
-    + ["RandomUniformLike"]
+    [
+        "Bernoulli",
+        "Dropout",
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    ]
 )
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -158,12 +165,15 @@ class HostRegion:
             if not name or name in seen:
                 continue
             seen.add(name)
-            constant = self._constants[name] if name in self._constants else None
-            if constant is not None and not constant.depends_on_batch:
-                constants[name] = None
-            elif constant is not None and constant.node is not None and constant.node.op_type == "Shape":
-                sizes[name] = _growth(constant.values)
-            elif name in self._views and stops(name):
+            if name in self._constants:
+                constant = self._constants[name]
+                if not constant.depends_on_batch:
+                    constants[name] = None
+                    continue
+                if constant.node is not None and constant.node.op_type == "Shape":
+                    sizes[name] = _growth(constant.values)
+                    continue
+            if name in self._views and stops(name):
                 views[name] = self._views[name]
             elif name in self._raw:
                 raw[name] = None
