@@ -9,7 +9,7 @@ PROTO_OUT ?= .
 # judges and networks whose packages ask for other versions than they need: torchvision, an old numpy
 WITHOUT_DEPENDENCIES := geffnet==1.0.2 tosa-tools==2026.8.0
 
-.PHONY: install demo test test-slow conformance mutations fuzz-wire lint proto clean
+.PHONY: install demo test test-slow test-wheel conformance mutations fuzz-wire lint proto clean
 
 install: $(VENV)/.dev
 
@@ -31,6 +31,10 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# The built wheel in four clean environments: each command works there, or names its install line.
+test-wheel:
+	$(PYTHON) -m tests.wheel
 
 # The judges, at length, and the compiler before a second opinion: rewrites docs/conformance-*.md.
 conformance: install

@@ -1,0 +1,1 @@
+"""The distribution with none, one or both of its extras."""
