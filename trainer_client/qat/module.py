@@ -65,7 +65,10 @@ class QatModule(nn.Module):
 
     Attributes:
         model: the user's own model.
+        accepts_loss_kwargs: for Hugging Face's Trainer, which adds arguments to what it takes for `**kwargs`.
     """
+
+    accepts_loss_kwargs = False
 
     def __init__(
         self,
