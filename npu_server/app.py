@@ -18,16 +18,16 @@ from npu_server.config import ServeConfig
 from npu_server.dashboard import http_server
 from npu_server.dashboard.pages import create_dashboard
 from npu_server.seam import Backend, Health
+from npu_server.service.device import Device
 from npu_server.service.health import HealthService
 from npu_server.service.interceptors import LISTENERS, SILENT_CALLS, CallInterceptor
 from npu_server.service.servicer import NpuService
 from npu_server.service.sessions import SessionTable
 from npu_server.service.stalls import StallWatch
 from npu_server.service.watchdog import Watchdog
-from npu_server.service.worker import DeviceWorker
 from npu_server.telemetry import DeviceStatus, Status, Telemetry
 from npu_wire.channel import parse_endpoint, read_token, server_credentials, server_options
-from npu_wire.errors import DeviceFault, InvalidInput
+from npu_wire.errors import InvalidInput
 from npu_wire.v1 import npu_pb2, npu_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,6 @@ _CALLS_OF_A_SESSION = 3
 # Threads for those who say what they want and have their answer at once: describing, releasing, health.
 _QUICK_CALLS = 16
 SERVICES = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
-_DEVICE_ID = "device"
 _CLOSING_S = 3.0  # for programs and device, after the grace
 # The longest that a shutdown takes beyond the grace: who kills the process (compose, Kubernetes) adds it.
 SHUTDOWN_S = _CLOSING_S + http_server.STOP_S
@@ -65,7 +64,6 @@ class RunningServer:
         self, backend: Backend, config: ServeConfig, clock: Callable[[], float] = time.monotonic
     ) -> None:
         token = read_token(config.token_file) if config.token_file else None
-        self._backend = backend
         self._config = config
         self._closed = False
         self._socket_path: Path | None = None
@@ -74,19 +72,19 @@ class RunningServer:
         self._http: http_server.HttpServer | None = None
         self.http_address: str | None = None
         self.telemetry = Telemetry()
-        self._worker = DeviceWorker()
-        self.sessions = SessionTable(backend, self._worker, config.limits, clock)
+        self._device = Device(backend)
+        self.sessions = SessionTable(self._device, config.limits, clock)
         self._health = HealthService("", *SERVICES)
-        self._watchdog = Watchdog(backend.probe, self._worker, config.probe_s, self._follow)
+        self._watchdog = Watchdog(self._device.probe, config.probe_s, self._follow)
         self._stalls = StallWatch()
         self._calls = CallInterceptor(
             self.telemetry, self._stalls, config.stall_s, token, self._watchdog.suspect
         )
         self._server = self._build()
-        self.telemetry.watch(self.sessions.count, self._worker.depth, self.sessions.held_bytes)
+        self.telemetry.watch(self.sessions.count, self._device.worker.depth, self.sessions.held_bytes)
         try:
             self.address = self._bind()
-            self._open_device()
+            self._device.open()
             self._add_service()
             self._server.start()
             self.sessions.start_reaper()
@@ -97,7 +95,7 @@ class RunningServer:
                 self.http_address = self._http.address
             self._set_serving(True)
             self._watchdog.start()
-            mark = self._capabilities.fingerprint
+            mark = self._device.capabilities.fingerprint
             log.info(
                 "serving %s, profile %s (%.12s), on %s",
                 mark.backend,
@@ -111,18 +109,18 @@ class RunningServer:
 
     def status(self) -> Status:
         """A snapshot of everything."""
-        mark = self._capabilities.fingerprint
+        mark = self._device.capabilities.fingerprint
         device = DeviceStatus(
             backend=mark.backend,
             model=f"{mark.vendor} {mark.model}".strip(),
             profile=mark.profile,
             profile_hash=mark.profile_hash,
-            location=self._capabilities.location,
+            location=self._device.capabilities.location,
             serving=self._serving,
             trouble=self._trouble,
-            failed_kernels=self._capabilities.failed_kernels,
+            failed_kernels=self._device.capabilities.failed_kernels,
         )
-        return self.telemetry.status(device, self.sessions.status(), self._worker.depth())
+        return self.telemetry.status(device, self.sessions.status(), self._device.worker.depth())
 
     def close(self, grace_s: float | None = None) -> None:
         """Shuts down: health, calls, device's queue, programs, device. Idempotent.
@@ -147,7 +145,7 @@ class RunningServer:
         self._stalls.close()
         end = time.monotonic() + _CLOSING_S
         self.sessions.close(_CLOSING_S)
-        if not self._worker.close(end - time.monotonic(), self._close_device):
+        if not self._device.close(end - time.monotonic()):
             log.error("the device is still at work after %g s; it is left as it is", grace + _CLOSING_S)
         if self._http is not None:
             self._http.close()
@@ -177,12 +175,10 @@ class RunningServer:
         return server
 
     def _add_service(self) -> None:
-        for kernel in self._capabilities.failed_kernels:
+        for kernel in self._device.capabilities.failed_kernels:
             self.telemetry.failed_kernel(kernel)
         limits = self._config.limits
-        service = NpuService(
-            self._capabilities, self.sessions, self._worker, limits, self.telemetry, self._stalls
-        )
+        service = NpuService(self._device, self.sessions, limits, self.telemetry, self._stalls)
         npu_pb2_grpc.add_NpuServiceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
 
     def _bind(self) -> str:
@@ -205,12 +201,6 @@ class RunningServer:
             return endpoint.target
         return replace(endpoint, port=port).target
 
-    def _open_device(self) -> None:
-        self._capabilities = self._worker.submit(_DEVICE_ID, self._backend.open).result()
-        state = self._worker.submit(_DEVICE_ID, self._backend.probe).result()
-        if not state.ok:
-            raise DeviceFault(f"the device is not well: {state.detail}")
-
     def _set_serving(self, serving: bool) -> None:
         self._serving = serving
         self._health.set_serving(serving)
@@ -218,12 +208,6 @@ class RunningServer:
     def _follow(self, health: Health) -> None:
         self._trouble = "" if health.ok else health.detail or "it does not say why"
         self._set_serving(health.ok)
-
-    def _close_device(self) -> None:
-        try:
-            self._backend.close()
-        except Exception:
-            log.exception("closing the device failed")
 
 
 def _refuse_if_served(path: str) -> None:

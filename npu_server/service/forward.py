@@ -16,13 +16,14 @@ import grpc
 import numpy as np
 
 from npu_server.seam import LayerTensor, LoadsInSteps
+from npu_server.service.device import Device
 from npu_server.service.intake import Batch, Intake, WeightUpdate
 from npu_server.service.outbox import Outbox
 from npu_server.service.quotas import Ledger, Limits
 from npu_server.service.requests import Requests
 from npu_server.service.sessions import Session
 from npu_server.service.stalls import StallWatch
-from npu_server.service.worker import DeviceWorker, Steps, one_step
+from npu_server.service.worker import Steps, one_step
 from npu_server.telemetry import Telemetry
 from npu_wire.errors import (
     DeviceFault,
@@ -73,10 +74,8 @@ class ForwardStream:
 
     Args:
         session: the session that it runs.
-        worker: the device's thread.
+        device: the NPU.
         limits: quotas.
-        max_batch: most samples of a batch.
-        profile_hash: sent with every answer.
         telemetry: counters.
         stalls: ends the call when its client does not read the end.
         hang_up: ends the call at once and without a word.
@@ -85,19 +84,17 @@ class ForwardStream:
     def __init__(
         self,
         session: Session,
-        worker: DeviceWorker,
+        device: Device,
         limits: Limits,
-        max_batch: int,
-        profile_hash: str,
         telemetry: Telemetry,
         stalls: StallWatch,
         hang_up: Callable[[], object],
     ) -> None:
         self._session = session
-        self._worker = worker
+        self._worker = device.worker
         self._limits = limits
-        self._max_batch = max_batch
-        self._profile_hash = profile_hash
+        self._max_batch = device.capabilities.max_batch
+        self._profile_hash = device.capabilities.profile_hash
         self._telemetry = telemetry
         self._stalls = stalls
         self._hang_up = hang_up

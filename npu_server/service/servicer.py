@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator
 
 import grpc
 
+from npu_server.service.device import Device
 from npu_server.service.forward import ForwardStream, session_id_of
 from npu_server.service.quotas import Ledger, Limits
 from npu_server.service.requests import Requests
 from npu_server.service.sessions import SessionTable
 from npu_server.service.stalls import StallWatch
-from npu_server.service.worker import DeviceWorker
 from npu_server.telemetry import Telemetry
-from npu_wire.device import Capabilities, capabilities_to_proto, fingerprint_to_proto
+from npu_wire.device import capabilities_to_proto, fingerprint_to_proto
 from npu_wire.errors import InvalidInput, InvalidModel, QuotaExceeded
 from npu_wire.layer_map import input_spec_to_proto, layer_spec_to_proto
 from npu_wire.v1 import device_pb2, npu_pb2, npu_pb2_grpc, program_pb2
@@ -23,9 +23,8 @@ class NpuService(npu_pb2_grpc.NpuServiceServicer):
     """Serves one device.
 
     Args:
-        capabilities: what the device is.
+        device: the NPU.
         sessions: its sessions.
-        worker: its thread.
         limits: quotas.
         telemetry: counters.
         stalls: ends calls whose client does not read.
@@ -33,16 +32,14 @@ class NpuService(npu_pb2_grpc.NpuServiceServicer):
 
     def __init__(
         self,
-        capabilities: Capabilities,
+        device: Device,
         sessions: SessionTable,
-        worker: DeviceWorker,
         limits: Limits,
         telemetry: Telemetry,
         stalls: StallWatch,
     ) -> None:
-        self._capabilities = capabilities
+        self._device = device
         self._sessions = sessions
-        self._worker = worker
         self._limits = limits
         self._telemetry = telemetry
         self._stalls = stalls
@@ -53,8 +50,8 @@ class NpuService(npu_pb2_grpc.NpuServiceServicer):
         """Tells what the device is, what it can do and what the quotas are."""
         limits = self._limits
         return npu_pb2.DescribeResponse(
-            fingerprint=fingerprint_to_proto(self._capabilities.fingerprint),
-            capabilities=capabilities_to_proto(self._capabilities),
+            fingerprint=fingerprint_to_proto(self._device.capabilities.fingerprint),
+            capabilities=capabilities_to_proto(self._device.capabilities),
             limits=device_pb2.Limits(
                 max_sessions=limits.max_sessions,
                 max_model_bytes=limits.max_model_bytes,
@@ -87,7 +84,7 @@ class NpuService(npu_pb2_grpc.NpuServiceServicer):
             self._sessions.release(session.session_id)
         return npu_pb2.CompileResponse(
             session_id=session.session_id,
-            profile_hash=self._capabilities.fingerprint.profile_hash,
+            profile_hash=self._device.capabilities.profile_hash,
             lease_s=self._limits.lease_s,
             inputs=[input_spec_to_proto(spec) for spec in session.layer_map.inputs],
             layers=[layer_spec_to_proto(layer) for layer in session.layer_map.layers],
@@ -101,10 +98,8 @@ class NpuService(npu_pb2_grpc.NpuServiceServicer):
         session = self._sessions.get(session_id_of(next(requests, None)))
         stream = ForwardStream(
             session,
-            self._worker,
+            self._device,
             self._limits,
-            self._capabilities.max_batch,
-            self._capabilities.fingerprint.profile_hash,
             self._telemetry,
             self._stalls,
             context.cancel,

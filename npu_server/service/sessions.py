@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from npu_server.seam import Backend, Program, Ranges
+from npu_server.seam import Program, Ranges
 from npu_server.service.allocator import return_free_memory
+from npu_server.service.device import Device
 from npu_server.service.quotas import Account, Ledger, Limits, Memory
-from npu_server.service.worker import DeviceWorker
 from npu_server.telemetry import LayerLatency, SessionStatus
 from npu_wire.errors import NpuError, QuotaExceeded, ServerUnavailable, SessionLost
 from npu_wire.layer_map import LayerMap
@@ -94,21 +94,18 @@ class SessionTable:
     """All sessions of one device.
 
     Args:
-        backend: the device.
-        worker: its thread.
+        device: the NPU.
         limits: quotas.
         clock: monotonic seconds.
     """
 
     def __init__(
         self,
-        backend: Backend,
-        worker: DeviceWorker,
+        device: Device,
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._backend = backend
-        self._worker = worker
+        self._device = device
         self._limits = limits
         self._clock = clock
         self._lock = threading.Lock()
@@ -160,7 +157,7 @@ class SessionTable:
         try:
             self._refuse_if_not_wanted(place)
             # A shutdown waits for the compilers, so that what they have made is closed before the device.
-            return self._keep(self._backend.compile(model, ranges), place)
+            return self._keep(self._device.compile(model, ranges), place)
         finally:
             self._compilers.release()
 
@@ -311,7 +308,7 @@ class SessionTable:
         if session.stream is not None:
             session.stream.cancel(reason)
         try:
-            closing = self._worker.submit(session.session_id, session.program.close)
+            closing = self._device.worker.submit(session.session_id, session.program.close)
             closing.add_done_callback(lambda _: self._freed.set())
         except ServerUnavailable:
             log.warning("session %s: the device is closed, its program is dropped", session.short_id)

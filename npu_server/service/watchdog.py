@@ -6,11 +6,9 @@ from collections.abc import Callable
 from concurrent import futures
 
 from npu_server.seam import Health
-from npu_server.service.worker import DeviceWorker
 
 log = logging.getLogger(__name__)
 
-_SESSION_ID = "watchdog"
 # A layer may take long on a slow device; one that has not come back after so many intervals hangs.
 _LATE_INTERVALS = 4
 
@@ -19,21 +17,18 @@ class Watchdog:
     """Probes a device in its turn with the sessions and tells whenever its health changes.
 
     Args:
-        probe: of the backend; runs on the device's thread.
-        worker: that thread.
+        probe: asks the device in its turn.
         interval_s: seconds between probes; a probe that waits for four of them has failed until it is back.
         tell: called from the watchdog's thread with every change; the device is well at first.
     """
 
     def __init__(
         self,
-        probe: Callable[[], Health],
-        worker: DeviceWorker,
+        probe: Callable[[], "futures.Future[Health]"],
         interval_s: float,
         tell: Callable[[Health], None],
     ) -> None:
         self._probe = probe
-        self._worker = worker
         self._interval_s = interval_s
         self._tell = tell
         self._well = True
@@ -65,7 +60,7 @@ class Watchdog:
 
     def _ask(self) -> Health:
         try:
-            answer = self._worker.submit(_SESSION_ID, self._probe)
+            answer = self._probe()
             patience_s = _LATE_INTERVALS * self._interval_s
             if not futures.wait([answer], patience_s).done:
                 self._conclude(Health(False, f"it has not answered for {patience_s:g} s"))

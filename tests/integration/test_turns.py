@@ -10,8 +10,8 @@ import pytest
 from fake_backend import FakeBackend, FakeProgram, Start, expected, wait_until
 from raw_client import Raw, attach, input_chunk
 
-from npu_server import app
 from npu_server.seam import BackendOptions, Program, Ranges
+from npu_server.service import device
 from npu_server.service.worker import DeviceWorker
 from npu_wire.layer_map import Float32Array, Int8Array
 from npu_wire.v1 import npu_pb2
@@ -56,7 +56,7 @@ def test_a_batch_is_answered_while_another_clients_model_compiles(start: Start, 
 def equal_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """To the device's clock every step takes a second."""
     clock = map(float, itertools.count()).__next__
-    monkeypatch.setattr(app, "DeviceWorker", lambda: DeviceWorker(clock))
+    monkeypatch.setattr(device, "DeviceWorker", lambda: DeviceWorker(clock))
 
 
 @pytest.mark.usefixtures("equal_steps")
