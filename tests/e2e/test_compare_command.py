@@ -58,7 +58,7 @@ def test_demo_survives_ctrl_c_and_ends_with_table_and_report(
     assert [path.stat().st_mtime_ns for path in kept] == written
     assert servers_left(tmp_path / "tmp") == []
     document = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert [npu["profile"] for npu in document["npus"]] == ["pow2-trunc", "acc16"]
+    assert [npu["fingerprint"]["profile"] for npu in document["npus"]] == ["pow2-trunc", "acc16"]
     assert len(document["cells"]) == 7
     table = [line for line in done.stdout.splitlines() if line.startswith("│ NPU in the loop")]
     ours = {c["profile"]: c["accuracy"] for c in document["cells"] if c["method"] == "npu"}

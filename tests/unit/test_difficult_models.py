@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from hostile_models import BORNE, REFUSED, image
+from difficult_models import BORNE, REFUSED, image
 from in_process_npu import InProcessNpu
 
 from npu_server.backends.emulator import EmulatorBackend
