@@ -8,8 +8,10 @@ cleanup() {
   status=$?
   if [[ $status -ne 0 ]]; then compose logs --tail 50; fi
   compose --profile trainer down --volumes --timeout 5 >/dev/null 2>&1
+  rm -rf "$work"
   exit $status
 }
+work=$(mktemp -d)
 trap cleanup EXIT
 
 expect() { # expect WHAT WANTED GOT
@@ -27,8 +29,14 @@ echo "ok: the root file system is read-only"
 expect "the status page answers" '"serving"' "$(python3 -c "import urllib.request as r; print(r.urlopen('http://127.0.0.1:$NPU_HTTP_PORT/healthz').read().decode())")"
 
 compose --profile trainer build trainer
-compose --profile trainer run --rm -T trainer compare --endpoint npu-server:50051 --seeds 1 --fp32-steps 60 --qat-steps 5
+mkdir "$work/results"
+export NPU_RESULTS=$work/results NPU_USER=12345:12345
+chmod 777 "$work" "$work/results"
+compose --profile trainer run --rm -T trainer compare --endpoint npu-server:50051 --seeds 1 --fp32-steps 60 --qat-steps 5 --out /runs/compare
 echo "ok: the trainer container trained against the server container"
+expect "NPU_RESULTS and NPU_USER: results in a folder of the host, of its user" 12345 "$(stat -c %u "$work/results/compare/results.json")"
 
-NPU_BACKEND=reference compose up --wait --wait-timeout 120
+sed 's/^name = .*/name = "of-the-host"/' npu_server/profiles/acc16.toml >"$work/my-npu.toml"
+NPU_BACKEND=reference NPU_PROFILE_FILE=$work/my-npu.toml compose up --wait --wait-timeout 120
 expect "NPU_BACKEND=reference swaps the backend" reference "$(describe | field backend)"
+expect "NPU_PROFILE_FILE is the profile" of-the-host "$(describe | field profile)"

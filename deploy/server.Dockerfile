@@ -3,8 +3,12 @@ ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_
     NUMBA_CACHE_DIR=/tmp/numba OMP_WAIT_POLICY=PASSIVE
 WORKDIR /app
 COPY constraints.txt ./
+# PyTorch's own index has a folder of wheels for each platform: cpu, or a CUDA version such as cu130. Without an
+# index pip takes torch from where it takes the rest.
+ARG TORCH=cpu
+ARG TORCH_INDEX=https://download.pytorch.org/whl
 # the largest wheel in a layer of its own: it changes least
-RUN pip install -c constraints.txt torch
+RUN pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url $TORCH_INDEX/$TORCH} torch
 COPY pyproject.toml README.md LICENSE ./
 COPY npu_wire npu_wire
 COPY npu_server npu_server

@@ -27,6 +27,13 @@ ELSEWHERE = {
     "make demo": (".ci/run", "timeout 900 make --no-print-directory demo"),
     "make test": (".ci/run", "make --no-print-directory test\n"),
     "make test-slow": (".ci/run", "make --no-print-directory test-slow"),
+    "make test-wheel": ("Makefile", "-m tests.wheel"),
+    "pip install -c constraints.txt '.[trainer]'": ("tests/wheel/commands.py", '    "trainer": {'),
+    "pip install -c constraints.txt '.[server]'": ("tests/wheel/commands.py", '    "server": {'),
+    "pip install -c constraints.txt '.[server,trainer]'": (
+        "tests/wheel/commands.py",
+        '    "server,trainer": ',
+    ),
     "make lint": (".ci/run", "make --no-print-directory lint"),
     "make proto": (".ci/run", "make --no-print-directory proto"),
     "make install": ("Makefile", "test: install"),
@@ -38,7 +45,7 @@ ELSEWHERE = {
     "docker compose --profile trainer up": ("deploy/check-compose.sh", "compose --profile trainer run"),
     "NPU_BACKEND=reference docker compose up": (
         "deploy/check-compose.sh",
-        "NPU_BACKEND=reference compose up",
+        "NPU_BACKEND=reference NPU_PROFILE_FILE=$work/my-npu.toml compose up",
     ),
 }
 # What a test adds to a command so that it ends soon.
