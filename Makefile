@@ -9,7 +9,7 @@ PROTO_OUT ?= .
 # judges and networks whose packages ask for other versions than they need: torchvision, an old numpy
 WITHOUT_DEPENDENCIES := geffnet==1.0.2 tosa-tools==2026.8.0
 
-.PHONY: install demo test test-slow test-wheel conformance mutations fuzz-wire lint proto clean
+.PHONY: install demo test test-slow test-wheel conformance mutations breadth fuzz-wire lint proto clean
 
 install: $(VENV)/.dev
 
@@ -45,6 +45,10 @@ conformance: install
 # docs/mutations.md.
 mutations: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations
+
+# Every class of `transformers`' mappings that builds here, and others, in the loop: rewrites docs/breadth.md.
+breadth: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.breadth --jobs 2 --write
 
 # Hostile clients against a real server, beside a well-behaved one: an hour. MINUTES=1 SEED=7 for another run.
 fuzz-wire: install

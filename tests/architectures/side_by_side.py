@@ -9,7 +9,7 @@ from npu_server.backends.emulator import EmulatorBackend
 from npu_server.backends.reference import ReferenceBackend
 from npu_server.seam import BackendOptions, Program, Ranges
 from npu_wire.device import Capabilities
-from npu_wire.layer_map import Float32Array, Int8Array, LayerMap
+from npu_wire.layer_map import Array, Float32Array, Int8Array, LayerMap
 from trainer_client.npu.session import LayerTiming
 
 SHARED = frozenset(
@@ -90,14 +90,12 @@ class SideBySideSession:
         for program in self._programs:
             program.load_weights(tensors)
 
-    def submit(self, batch: Int8Array, taps: Collection[int]) -> "ComparedBatch":
+    def submit(self, inputs: Mapping[str, Array], taps: Collection[int]) -> "ComparedBatch":
         """Runs both to the end, all layers tapped."""
-        self._comparison.batch = batch
+        self._comparison.batch = next(iter(inputs.values()))
         every = range(len(self.layer_map.layers))
         tensors = {}
-        forwards = [
-            filter(None, program.forward(program.layer_map.named(batch), every)) for program in self._programs
-        ]
+        forwards = [filter(None, program.forward(inputs, every)) for program in self._programs]
         for expected, actual in zip(*forwards, strict=True):
             assert expected.layer == actual.layer
             self._comparison.add(expected.layer, expected.data, actual.data)
