@@ -234,6 +234,8 @@ class HostFloat:
         scale: factor of a normalization's result.
         shift: summand of a normalization's result.
         affines: what follows, folded in.
+        masks: what is added to its input, whose large negative numbers would leave INT8 no resolution.
+        masked: shape of the input in which masks are added, without the batch.
     """
 
     op: str
@@ -243,11 +245,13 @@ class HostFloat:
     scale: Operand | None = None
     shift: Operand | None = None
     affines: tuple[Affine, ...] = ()
+    masks: tuple[Operand, ...] = ()
+    masked: Shape = ()
 
     @property
     def operands(self) -> tuple[Operand, ...]:
         """Every constant, in the order of their use."""
-        own = (self.scale, self.shift, *(affine.operand for affine in self.affines))
+        own = (*self.masks, self.scale, self.shift, *(affine.operand for affine in self.affines))
         return tuple(operand for operand in own if operand is not None)
 
 

@@ -38,14 +38,17 @@ def _compute(kernel: HostFloat, prepared: Prepared, real: list[Float64Array]) ->
     if kernel.op == "Div":
         quotient: Float64Array = real[0] / real[1]
         return quotient
-    x = real[0].reshape(len(real[0]), *kernel.split)
+    values = iter(prepared.reals)
+    x = real[0].reshape(len(real[0]), *(kernel.masked or kernel.split))
+    for _ in kernel.masks:
+        x = x + next(values)
+    x = x.reshape(len(x), *kernel.split)
     if kernel.op == "Softmax":
         return float_ops.softmax(x, kernel.axes[0])
     if kernel.op == "LogSoftmax":
         return float_ops.log_softmax(x, kernel.axes[0])
     rule = float_ops.root_mean_square if kernel.op == "RMSNormalization" else float_ops.normalize
     result = rule(x, kernel.axes, kernel.epsilon)
-    values = iter(prepared.reals)
     if kernel.scale is not None:
         result = result * next(values)
     return result if kernel.shift is None else result + next(values)

@@ -2,10 +2,15 @@
 
 import pytest
 import torch
+from in_process_npu import InProcessNpu
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from npu_server.backends.emulator import EmulatorBackend
+from npu_server.backends.reference import ReferenceBackend
+from npu_server.seam import Backend, BackendOptions
 from trainer_client.qat.capture import capture
+from trainer_client.qat.module import prepare
 
 WIDTH, HEADS, TOKENS = 8, 2, 5
 
@@ -29,6 +34,11 @@ class Attention(nn.Module):
             options["attn_mask"] = (torch.arange(TOKENS) > 0)[None].expand(TOKENS, TOKENS)
         elif self.mask == "hides the future":
             options["is_causal"] = True
+        elif self.mask == "adds minus infinity":
+            options["attn_mask"] = torch.full((TOKENS, TOKENS), -torch.inf).triu(1)
+        elif self.mask == "shared keys":
+            options["enable_gqa"] = True
+            key, value = key[:, :1], value[:, :1]
         elif self.mask == "own scale":
             options["scale"] = 0.25
         y = F.scaled_dot_product_attention(query, key, value, **options)
@@ -43,7 +53,10 @@ def targets(mask: str) -> tuple[nn.Module, torch.fx.GraphModule, list[str]]:
     return model, graph, [str(node.target) for node in graph.graph.nodes]
 
 
-@pytest.mark.parametrize("mask", ["none", "hides nothing", "own scale"])
+MASKS = ("hides one token", "hides the future", "adds minus infinity")
+
+
+@pytest.mark.parametrize("mask", ["none", "hides nothing", "own scale", "shared keys", *MASKS])
 def test_scores_and_probabilities_are_values(mask: str) -> None:
     """Two matrix products around a softmax stand where torch's kernel stood, and compute the same."""
     model, graph, operators = targets(mask)
@@ -54,13 +67,23 @@ def test_scores_and_probabilities_are_values(mask: str) -> None:
     torch.testing.assert_close(graph(x), model(x), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mask", ["hides one token", "hides the future"])
-def test_masked_attention_stays(mask: str) -> None:
-    """A mask that hides something is left to the NPU to refuse."""
-    model, graph, operators = targets(mask)
-    assert any("scaled_dot_product" in name for name in operators)
-    x = torch.randn(3, TOKENS, WIDTH)
-    torch.testing.assert_close(graph(x), model(x), atol=1e-6, rtol=1e-5)
+@pytest.mark.parametrize("mask", ["shared keys", *MASKS])
+@pytest.mark.parametrize("backend", [ReferenceBackend, EmulatorBackend])
+def test_masked_attention_runs_on_the_npu(mask: str, backend: type[Backend]) -> None:
+    """Scores keep their resolution beside a mask, and no gradient is that of something hidden."""
+    torch.manual_seed(0)
+    model = Attention(mask)
+    x = torch.randn(8, TOKENS, WIDTH)
+    npu = backend(BackendOptions(profile="tflm"))
+    npu.open()
+    qat = prepare(model, x, InProcessNpu(npu)).calibrate([x])
+    value = qat(x)
+    expected = model(x)
+    assert (value - expected).square().mean() < 2e-3 * expected.var()
+    value.square().mean().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+    assert qat.noise.without_noise == 0
+    assert torch.equal(qat.eval()(x), value)
 
 
 def test_parameters_stay_the_users_own() -> None:

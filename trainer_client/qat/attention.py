@@ -19,14 +19,15 @@ _PROBE_BATCH = 2
 def write_out_attention(program: torch.export.ExportedProgram) -> None:
     """Replaces attention by softmax(q k^T * scale) v ("Attention Is All You Need", equation 1), in place.
 
-    Masked attention is left as it is: the large negative numbers of a mask leave an 8-bit score no
-    resolution. A mask that hides nothing is no mask (Hugging Face's models build one while they are
-    exported).
+    Its mask is added to the scores, where the server finds it and gives it to the softmax: the large negative
+    numbers would leave an 8-bit score no resolution. They are finite: a query that may look at nothing looks
+    at everything alike (torch's kernel gives 0 there). A mask that hides nothing is no mask (Hugging Face's
+    models build one while they are exported). Heads that share keys and values get copies of them.
     """
     graph = program.graph_module.graph
     returned = set(graph.output_node().all_input_nodes)
     for node in list(graph.nodes):
-        if node.target is _ATTENTION and node not in returned and _is_plain(node):
+        if node.target is _ATTENTION and node not in returned and not _dropout(node):
             _write_out(graph, node)
     graph.eliminate_dead_code()
     program.graph_module.recompile()
@@ -35,32 +36,63 @@ def write_out_attention(program: torch.export.ExportedProgram) -> None:
 def _write_out(graph: fx.Graph, node: fx.Node) -> None:
     query, key, value = node.args[:3]
     assert isinstance(query, fx.Node)
+    assert isinstance(key, fx.Node)
+    assert isinstance(value, fx.Node)
     factor = node.kwargs.get("scale")
     if factor is None:
         factor = 1 / math.sqrt(query.meta["val"].shape[-1])
     with graph.inserting_before(node):
+        if node.kwargs.get("enable_gqa"):
+            heads = query.meta["val"].shape[-3]
+            key, value = (_repeated_heads(graph, node, shared, heads) for shared in (key, value))
         transposed = _call(graph, node, _aten.transpose.int, key, -2, -1)
         scores = _call(graph, node, _aten.matmul.default, query, transposed)
         scaled = _call(graph, node, _aten.mul.Tensor, scores, factor)
+        scaled = _masked(graph, node, scaled)
         probabilities = _call(graph, node, _aten.softmax.int, scaled, -1)
         attended = _call(graph, node, _aten.matmul.default, probabilities, value)
     node.replace_all_uses_with(attended)
     graph.erase_node(node)
 
 
-def _call(graph: fx.Graph, origin: fx.Node, target: Any, *args: Any) -> fx.Node:
+def _call(graph: fx.Graph, origin: fx.Node, target: Any, *args: Any, **options: Any) -> fx.Node:
     """A node that knows shape and dtype of its value, as the exporter demands."""
-    node = graph.call_function(target, args)
+    node = graph.call_function(target, args, options)
     node.meta = dict(origin.meta)
-    node.meta["val"] = target(*(a.meta["val"] if isinstance(a, fx.Node) else a for a in args))
+    with origin.meta["val"].fake_mode:
+        node.meta["val"] = target(*(a.meta["val"] if isinstance(a, fx.Node) else a for a in args), **options)
     return node
 
 
-def _is_plain(node: fx.Node) -> bool:
-    mask, dropout, causal = (*node.args[3:], *[None] * 3)[:3]
-    if dropout or causal or node.kwargs.get("enable_gqa"):
-        return False
-    return mask is None or (isinstance(mask, fx.Node) and _hides_nothing(mask))
+def _masked(graph: fx.Graph, node: fx.Node, scores: fx.Node) -> fx.Node:
+    """The scores with what is hidden far below them."""
+    mask, _, causal = (*node.args[3:], *[None] * 3)[:3]
+    queries, keys = scores.meta["val"].shape[-2:]
+    lowest = torch.finfo(torch.float32).min
+    if causal:
+        options = {"dtype": torch.bool, "device": scores.meta["val"].device}
+        everything = _call(graph, node, _aten.ones.default, [queries, keys], **options)
+        mask = _call(graph, node, _aten.tril.default, everything)
+    elif not isinstance(mask, fx.Node) or _hides_nothing(mask):
+        return scores
+    assert isinstance(mask, fx.Node)
+    if mask.meta["val"].dtype == torch.bool:
+        hidden = _call(graph, node, _aten.logical_not.default, mask)
+        return _call(graph, node, _aten.masked_fill.Scalar, scores, hidden, lowest)
+    finite = _call(graph, node, _aten.clamp.default, mask, lowest)
+    return _call(graph, node, _aten.add.Tensor, scores, finite)
+
+
+def _repeated_heads(graph: fx.Graph, node: fx.Node, shared: fx.Node, heads: int) -> fx.Node:
+    """(N, shared heads, T, C) -> (N, heads, T, C), each head as often as there are queries for it."""
+    own = shared.meta["val"].shape[-3]
+    apart = _call(graph, node, _aten.unsqueeze.default, shared, 2)
+    copies = _call(graph, node, _aten.expand.default, apart, [-1, -1, heads // own, -1, -1])
+    return _call(graph, node, _aten.flatten.using_ints, copies, 1, 2)
+
+
+def _dropout(node: fx.Node) -> bool:
+    return bool((*node.args[3:], None, None)[1]) or bool(node.kwargs.get("dropout_p"))
 
 
 def _hides_nothing(mask: fx.Node) -> bool:

@@ -19,6 +19,7 @@ from trainer_client.qat.capture import Captured, capture
 from trainer_client.qat.checkpoint import take_ranges, to_tensors
 from trainer_client.qat.fold import fold_batch_norm
 from trainer_client.qat.inject import inject, rule_of_layer, rule_of_tensor
+from trainer_client.qat.liveness import Structure
 from trainer_client.qat.monitor import SaturationMonitor
 from trainer_client.qat.noise import LayerNoise, NoiseReport
 from trainer_client.qat.taps import TappedGraph, tap
@@ -80,6 +81,7 @@ class QatModule(nn.Module):
         super().__init__()
         self.model = captured.model
         self._captured = captured
+        self._structure = Structure(captured.model)
         self._owners = captured.modules
         self._folded = fold_batch_norm(captured.graph.graph)
         self._npu = npu
@@ -195,6 +197,7 @@ class QatModule(nn.Module):
                 repeated once they are repaired; so after any other refusal of weights.
             Timeout, ServerUnavailable, SessionLost, DeviceFault: see `npu_wire.errors`.
         """
+        self._structure.require_unchanged()
         compiled = self._require_compiled()
         require_batch(self._captured, x, "the input")
         try:

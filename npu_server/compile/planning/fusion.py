@@ -17,12 +17,15 @@ from npu_server.compile.graph import (
     Gemm,
     Graph,
     HostFloat,
+    Kernel,
     Lut,
     MatMul,
     Mul,
+    Operand,
     Operation,
     Pad,
     Reshape,
+    Shape,
     Sub,
     Weights,
     Window,
@@ -33,6 +36,9 @@ from npu_server.numerics.profile import Profile
 from npu_wire.errors import UnsupportedModel
 
 _NEEDS_TABLE = Function | Add | Sub | Mul | Choose
+_HIDES = -64.0
+"""exp of it is nothing beside 1, in float32 as in INT8."""
+
 _LONGEST_FUNCTION = 64
 """Nodes of a table's function; without a bound a long chain of constants would take cubic time."""
 
@@ -48,6 +54,7 @@ def fuse(graph: Graph, constants: Constants, calibrated: Container[str] | None =
         calibrated: activations whose range is known; a table reaches back to one of them if it can. None: all
             are.
     """
+    graph = _fold_masks(graph, constants)
     graph = _fuse_tables(graph, constants, calibrated)
     graph = _fuse_into_producer(graph, _fold_pad)
     graph = _fuse_into_producer(graph, _fold_reshape)
@@ -129,6 +136,50 @@ def _is_elementwise(operation: Operation, constants: Constants) -> bool:
         return kernel.per_tensor
     beside_constant = getattr(kernel, "operand", None) is not None
     return isinstance(kernel, _NEEDS_TABLE | Clamp) and not beside_constant
+
+
+def _fold_masks(graph: Graph, constants: Constants) -> Graph:
+    """Masks of attention are added by the host, in front of its softmax.
+
+    In a tensor of the NPU the numbers that hide would stretch the range until nothing else is left of it.
+    """
+    uses = graph.uses()
+    producer = {operation.output: operation for operation in graph.operations}
+    result = {operation.output: operation for operation in graph.operations}
+    for operation in graph.operations:
+        kernel = operation.kernel
+        if not isinstance(kernel, HostFloat) or kernel.op not in ("Softmax", "LogSoftmax"):
+            continue
+        passed: list[Operation] = []
+        masks: list[Operand] = []
+        name: str = operation.inputs[0]
+        masked: Shape = ()
+        while name in producer and uses[name] == 1:
+            before = producer[name]
+            hides = _hides(before.kernel, constants)
+            if hides is not None and masked in ((), before.shape):
+                masks.insert(0, hides)
+                masked = before.shape
+            elif not isinstance(before.kernel, Reshape) or masks:
+                break
+            passed.insert(0, before)
+            name = before.inputs[0]
+        if masks:
+            for before in passed:
+                del result[before.output]
+            nodes = tuple(node for before in passed for node in before.nodes) + operation.nodes
+            folded = replace(kernel, masks=tuple(masks), masked=masked)
+            result[operation.output] = replace(operation, inputs=(name,), kernel=folded, nodes=nodes)
+    return graph.with_operations(list(result.values()))
+
+
+def _hides(kernel: Kernel, constants: Constants) -> Operand | None:
+    """The constant that is added, if it is 0 or far below, so that softmax makes 0 of what it hides."""
+    if not isinstance(kernel, Affine) or kernel.kind != "add" or kernel.operand is None:
+        return None
+    values = constants.array(kernel.operand.name)
+    hidden = values <= _HIDES
+    return kernel.operand if hidden.any() and ((values == 0) | hidden).all() else None
 
 
 def _fold_pad(producer: Operation, follower: Operation) -> Operation | None:

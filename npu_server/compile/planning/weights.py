@@ -133,7 +133,10 @@ def prepare(layer: Layer, constants: Constants, profile: Profile) -> Prepared:
     if isinstance(kernel, HostPart):
         return Prepared(feeds={name: constants.array(name) for name in kernel.constants})
     if isinstance(kernel, HostFloat):
-        return Prepared(reals=tuple(_values(layer, operand, constants) for operand in kernel.operands))
+        hidden = set(kernel.masks)
+        return Prepared(
+            reals=tuple(_values(layer, o, constants, infinite=o in hidden) for o in kernel.operands)
+        )
     return Prepared()
 
 
@@ -169,10 +172,10 @@ def _number(affine: Affine, constants: Constants) -> Float64Array:
     return constants.array(affine.values[0]).astype(np.float64).reshape(())
 
 
-def _values(layer: Layer, operand: Operand, constants: Constants) -> Float64Array:
-    """A constant as float64, in the shape in which it broadcasts."""
+def _values(layer: Layer, operand: Operand, constants: Constants, infinite: bool = False) -> Float64Array:
+    """A constant as float64, in the shape in which it broadcasts; one that masks may be minus infinity."""
     values = constants.sample(operand.name, operand.batch_axis).astype(np.float64).reshape(operand.shape)
-    if not np.isfinite(values).all():
+    if not (np.isfinite(values) | (infinite & np.isneginf(values))).all():
         raise NonFiniteInput(f"layer {layer.spec.name!r}: constant {operand.name!r} holds NaN or infinity")
     return values
 

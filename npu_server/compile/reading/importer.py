@@ -324,6 +324,13 @@ class Importer:
             raise refuse(node, f"needs (N, C, H, W) or (N, C, L), got (N, {', '.join(map(str, shape))})")
         return name, shape if len(shape) == 3 else (shape[0], 1, shape[1])
 
+    def leads_to(self, node: NodeProto, op: str) -> bool:
+        """Whether an operator alone reads what a node yields, perhaps in another shape."""
+        followers = [other for other in self._model.graph.node if node.output[0] in other.input]
+        if len(followers) != 1 or followers[0].op_type not in ("Reshape", op):
+            return False
+        return followers[0].op_type == op or self.leads_to(followers[0], op)
+
     def constant(self, node: NodeProto, index: int, what: str) -> Array | None:
         """Value of an input that must be constant; None where it is left out."""
         if index >= len(node.input) or not node.input[index]:

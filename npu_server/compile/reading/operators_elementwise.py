@@ -225,7 +225,8 @@ def _where(im: Importer, node: NodeProto) -> None:
         assert condition is not None
         chosen = 1 if condition.all() else 2
         if not (condition.all() or not condition.any()):
-            raise refuse(node, "a condition that differs between elements is not an operator of the NPU")
+            _mask(im, node, condition)
+            return
         view = im.view(node, chosen)
         if not _fits(im, node, view):
             raise refuse(node, f"its inputs broadcast {list(view.dims)} to another shape; expand it first")
@@ -235,6 +236,22 @@ def _where(im: Importer, node: NodeProto) -> None:
     if len({(v.dims, v.placement) for v in views}) != 1:
         raise refuse(node, "condition and values must have one shape")
     im.emit_like(node, [v.name for v in views], g.Choose(), views[0])
+
+
+def _mask(im: Importer, node: NodeProto, condition: Array) -> None:
+    """Attention's: what is hidden becomes a number far below zero, in front of a softmax (`fusion`)."""
+    kept = 1 if node.input[1] not in im.constants else 2
+    view, value = im.view(node, kept), im.constant(node, 3 - kept, "what stands elsewhere")
+    if not _is_number(value, view) or not value.reshape(-1)[0] < -1e3 or not im.leads_to(node, "Softmax"):
+        raise refuse(node, "a condition that differs between elements is not an operator of the NPU")
+    hidden = condition if kept == 2 else ~condition
+    name = f"{node.output[0]}/mask"
+    im.constants.put(name, np.where(hidden, value.reshape(-1)[0], np.float32(0)))
+    shape = view.operand_shape(hidden.shape)
+    if shape is None:
+        raise refuse(node, f"mask of shape {hidden.shape} does not broadcast with {list(view.dims)}")
+    operand = g.Operand(name, shape)
+    im.emit_like(node, [view.name], g.Affine("add", (name,), operand=operand), view)
 
 
 def _fits(im: Importer, node: NodeProto, view: View) -> bool:
