@@ -151,6 +151,15 @@ REFUSED: dict[str, Refused] = {
         ),
         UnsupportedModel,
     ),
+    "dropout that never rests": _unsupported(
+        lambda net, h: F.dropout(h, 0.5, training=True),
+        "Net draws random numbers",
+        r"native_dropout",
+        r"nn\.Dropout",
+    ),
+    "noise": _unsupported(
+        lambda net, h: h + torch.randn_like(h), "Net draws random numbers", r"aten\.randn_like", "an input"
+    ),
     "TorchScript": Refused(
         lambda: (torch.jit.trace(Net().eval(), image()), image()),
         ("is TorchScript", "module that was scripted or traced"),
@@ -224,8 +233,19 @@ def _pruned() -> nn.Module:
     return net
 
 
+def _normalized(how: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    net = Net()
+    how(net.conv)
+    return net
+
+
 def _counts(net: Any, h: Tensor) -> Tensor:
     net.steps += 1
+    return h
+
+
+def _erases(net: Any, h: Tensor) -> Tensor:
+    h[:, 0] = 0
     return h
 
 
@@ -252,6 +272,11 @@ BORNE: dict[str, Callable[[], nn.Module]] = {
     "tied weights": _tied,
     "parameters in one storage": _one_storage,
     "pruned": _pruned,
+    "weight_norm": lambda: _normalized(parametrizations.weight_norm),
+    "weight_norm as a hook": lambda: _normalized(nn.utils.weight_norm),
+    "spectral_norm": lambda: _normalized(parametrizations.spectral_norm),
+    "spectral_norm as a hook": lambda: _normalized(nn.utils.spectral_norm),
+    "a slice written": lambda: Net(_erases),
     "dropout": lambda: Net(lambda net, h: net.dropout(h), dropout=nn.Dropout(0.5)),
     "a counter in a buffer": lambda: Net(_counts, steps=torch.zeros((), dtype=torch.int64)),
     "operators in place": lambda: Net(_in_place),

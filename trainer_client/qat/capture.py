@@ -22,7 +22,7 @@ from trainer_client.qat.admission import admitted, require_one_device
 from trainer_client.qat.attention import write_out_attention
 from trainer_client.qat.fold import VALUE_NAME, value_name
 from trainer_client.qat.liveness import freeze_buffers, warn_of_frozen
-from trainer_client.qat.refusal import refusal
+from trainer_client.qat.refusal import refusal, require_determinism
 from trainer_client.qat.strides import forget_strides, pool_without_strides
 
 OPSET_VERSION = 20
@@ -117,6 +117,7 @@ def capture(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Ca
         assert program.exported_program is not None
         graph = program.exported_program.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
+    require_determinism(model, graph)
     forget_strides(graph)
     warn_of_frozen(model, freeze_buffers(graph))
     proto = program.model_proto

@@ -108,6 +108,34 @@ def refusal(model: nn.Module, run: Callable[[], Any], stage: str, error: Excepti
     )
 
 
+def require_determinism(model: nn.Module, graph: fx.GraphModule) -> None:
+    """Checks that a training graph draws no random numbers: NPU and FP32 layers would draw different ones.
+
+    Raises:
+        UnsupportedModel: names operator and module.
+    """
+    for node in graph.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and _draws(node):
+            stack = node.meta.get("nn_module_stack")
+            path = list(stack.values())[-1][0] if stack else ""
+            where = f"the module {path!r}" if path else type(model).__name__
+            raise UnsupportedModel(
+                f"{where} draws random numbers in evaluation mode ({node.target}); an NPU computes the same "
+                "each time. Draw in training mode alone, as torch.nn.Dropout does, or make the numbers an "
+                "input"
+            )
+
+
+def _draws(node: fx.Node) -> bool:
+    assert isinstance(node.target, torch._ops.OpOverload)
+    if torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    names = [argument.name for argument in node.target._schema.arguments]
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    switches = [name for name in ("train", "training", "dropout_p") if name in names]
+    return all(given.get(name) for name in switches)
+
+
 def _raised(run: Callable[[], Any]) -> Exception | None:
     try:
         with torch.no_grad():
