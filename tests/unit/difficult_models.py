@@ -95,7 +95,7 @@ def _twice(x: Tensor) -> Tensor:
 
 
 _twice.register_fake(torch.empty_like)
-_PLACE = r"hostile_models.py:\d+"
+_PLACE = r"difficult_models.py:\d+"
 
 REFUSED: dict[str, Refused] = {
     "if on a value": _unsupported(

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from hostile_models import Net, image
+from difficult_models import Net, image
 from in_process_npu import InProcessNpu
 from in_the_loop import new_npu, prepared
 from small_nets import images, residual_net

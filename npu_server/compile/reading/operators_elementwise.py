@@ -151,7 +151,9 @@ def _pow(im: Importer, node: NodeProto) -> None:
 def _clip(im: Importer, node: NodeProto) -> None:
     view = im.view(node, 0)
     bounds = [im.constant(node, index, "the bound") for index in (1, 2)]
-    low, high = (float(b.reshape(-1)[0]) if b is not None and b.size else None for b in bounds)
+    if any(bound is not None and bound.size != 1 for bound in bounds):
+        raise refuse(node, "a bound must be one number")
+    low, high = (None if bound is None else float(bound.reshape(-1)[0]) for bound in bounds)
     names = [_trained(im, node, index) for index in (1, 2)]
     clamp = g.Clamp(-np.inf if low is None else low, np.inf if high is None else high, *names)
     if not clamp.low < clamp.high:
