@@ -26,6 +26,10 @@ from npu_wire.tensors import MAX_RANK
 MAX_ACTIVATION_ELEMENTS = 1 << 26
 
 
+class _Excess(Exception):
+    """More than any machine should be asked for, the host neither."""
+
+
 @dataclass(frozen=True)
 class HostRules:
     """What the NPU's host takes over.
@@ -205,6 +209,8 @@ class Importer:
         before, weights = len(self._operations), self._weights
         try:
             self._on_npu(node)
+        except _Excess as error:
+            raise UnsupportedModel(str(error)) from error
         except UnsupportedModel as error:
             undone = [operation.output for operation in self._operations[before:]]
             del self._operations[before:]
@@ -289,10 +295,14 @@ class Importer:
         """Each layer packs weights of its own, also where layers share one computed constant."""
         self._weights += size
         if not size or self._weights > self.constants.allowance:
-            raise refuse(
-                node,
-                f"{size} weights; legal are 1 and more, and {FREE_ELEMENTS} + {UNFOLDING} for each that "
-                "the model holds in all layers together",
+            raise _Excess(
+                str(
+                    refuse(
+                        node,
+                        f"{size} weights; legal are 1 and more, and {FREE_ELEMENTS} + {UNFOLDING} for each "
+                        "that the model holds in all layers together",
+                    )
+                )
             )
 
     def emit_like(self, node: NodeProto, inputs: list[str], kernel: g.Kernel, view: View) -> None:

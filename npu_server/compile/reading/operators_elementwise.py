@@ -164,7 +164,7 @@ def _clip(im: Importer, node: NodeProto) -> None:
 def _trained(im: Importer, node: NodeProto, index: int) -> str | None:
     """Name of an input that is there and may change."""
     name = node.input[index] if index < len(node.input) else ""
-    return name if name and im.constants[name].parameters else None
+    return name if name and im.constants.array(name).size and im.constants[name].parameters else None
 
 
 def _relu(im: Importer, node: NodeProto) -> None:
