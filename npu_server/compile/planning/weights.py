@@ -215,7 +215,7 @@ def fold(kernel: Conv | Gemm, constants: Constants) -> tuple[Float32Array, Float
         weight = weight * np.float32(source.alpha)
     column = (-1, *[1] * (weight.ndim - 1))
     for affine in source.affines:
-        # A constant may repeat one sample over the batch: the state of a recurrent cell before the first step.
+        # A constant may repeat one sample over the batch: a recurrent cell's state before the first step.
         axis = None if affine.operand is None else affine.operand.batch_axis
         values = [constants.sample(name, axis).astype(np.float32).reshape(-1) for name in affine.values]
         scale, shift = _scale_and_shift(affine, values)

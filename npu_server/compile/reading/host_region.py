@@ -149,6 +149,8 @@ class HostRegion:
         if not factor or rest or factor * PROBE_BATCHES[1] != second[moving[0]] or not 2 <= len(first) <= 6:
             raise UnsupportedModel(f"{name!r}, {list(first)}, is computed by the host and has no batch")
         dims = tuple(factor if i == moving[0] else n for i, n in enumerate(first))
+        if min(dims) < 1:
+            raise UnsupportedModel(f"{name!r}, {list(first)}, is computed by the host and empty")
         return View(name, dims, moving[0], 1, factor)
 
     def trace(self, names: Iterable[str], stops: Callable[[str], bool]) -> Trace:
