@@ -107,7 +107,7 @@ def test_every_layer_of_multi_head_attention_has_a_name() -> None:
 
     captured = capture(Encoder(), torch.randn(2, TOKENS, WIDTH))
     names = {node.name for node in captured.graph.graph.nodes}
-    reached, unnamed = {captured.input_name}, []
+    reached, unnamed = {next(iter(captured.inputs))}, []
     for node in onnx.load_from_string(captured.onnx).graph.node:
         if node.op_type != "Shape" and reached.intersection(node.input):
             reached.update(node.output)

@@ -105,7 +105,7 @@ def test_data_of_another_kind_is_refused(captured: Captured) -> None:
 def test_an_input_named_like_a_builtin_keeps_its_onnx_name() -> None:
     """`nn.Sequential` calls its input `input`, which FX renames; ranges go by the name that ONNX keeps."""
     captured = capture(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), torch.zeros(2, 1, 5, 5))
-    assert captured.input_name == "input"
+    assert next(iter(captured.inputs)) == "input"
     assert observe(captured, torch.tensor([-2.0, 3.0]).repeat(25).reshape(2, 1, 5, 5))["input"] == (-2.0, 3.0)
 
 

@@ -1,5 +1,6 @@
 """What a model must be before it is captured at all, and the module inside the wrappers around it."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -46,20 +47,21 @@ def admitted(model: Any) -> nn.Module:
     return model
 
 
-def require_one_device(model: nn.Module, example: Tensor) -> None:
-    """Checks that the example and all of the model are on the same device.
+def require_one_device(model: nn.Module, examples: Iterable[Tensor]) -> None:
+    """Checks that all tensors of the example and all of the model are on the same device.
 
     Raises:
         InvalidInput: names the tensors that are apart.
     """
-    _require_values(example, "example_inputs", "give a real batch")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.device != example.device:
-            raise InvalidInput(
-                f"{name!r} is on {tensor.device} and example_inputs on {example.device}; "
-                f"bring both to one device: example_inputs.to({str(tensor.device)!r}), "
-                f"or model.to({str(example.device)!r})"
-            )
+    for example in examples:
+        _require_values(example, "example_inputs", "give a real batch")
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if tensor.device != example.device:
+                raise InvalidInput(
+                    f"{name!r} is on {tensor.device} and example_inputs on {example.device}; "
+                    f"bring both to one device: example_inputs.to({str(tensor.device)!r}), "
+                    f"or model.to({str(example.device)!r})"
+                )
 
 
 def _require_values(tensor: Tensor, name: str, remedy: str) -> None:

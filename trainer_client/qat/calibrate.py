@@ -76,7 +76,8 @@ def observe(captured: Captured, data: CalibrationData, rule: RangeRule | None = 
 
     Args:
         captured: the model.
-        data: one batch, or an iterable of batches or of (batch, label, ...) tuples, float32.
+        data: one batch (a tensor), or an iterable of batches: tensors, tuples of the model's inputs and more,
+            or dicts of its keywords; see `Signature.flatten_batch`.
         rule: how the ranges of batches are taken and joined; None: the extremes of all data.
 
     Returns:
@@ -93,10 +94,9 @@ def observe(captured: Captured, data: CalibrationData, rule: RangeRule | None = 
     ranges: dict[str, Range] = {}
     with torch.no_grad():
         for index, batch in enumerate([data] if isinstance(data, Tensor) else data):
-            x = batch if isinstance(batch, Tensor) else _first_of(batch, index)
-            require_batch(captured, x, f"calibration batch {index}")
+            call = captured.signature.flatten_batch(batch, f"calibration batch {index}")
             observer = _Observer(captured, rule)
-            observer.run(x.detach().to(device))
+            observer.run(*call.on(device).leaves, enable_io_processing=False)
             ranges = rule.joined(ranges, observer.take(f"calibration batch {index}"), index)
     if not ranges:
         raise InvalidInput(
@@ -112,20 +112,6 @@ def merge_ranges(a: Mapping[str, Range], b: Mapping[str, Range]) -> dict[str, Ra
         known = merged.get(name, (math.inf, -math.inf))
         merged[name] = (min(known[0], low), max(known[1], high))
     return merged
-
-
-def require_batch(captured: Captured, x: Tensor, what: str) -> None:
-    """Checks dtype and shape.
-
-    Raises:
-        InvalidInput: names what was expected and what came.
-    """
-    expected = f"expected torch.float32 of shape (batch, {', '.join(map(str, captured.input_shape))})"
-    if x.dtype != torch.float32 or x.ndim < 1 or tuple(x.shape[1:]) != captured.input_shape or x.shape[0] < 1:
-        raise InvalidInput(
-            f"{what} is {x.dtype} of shape {tuple(x.shape)}, {expected}; "
-            "call prepare() again for another input shape"
-        )
 
 
 class _Observer(fx.Interpreter):
@@ -159,7 +145,9 @@ class _Observer(fx.Interpreter):
         pairs = torch.stack(self._extremes).tolist()
         for name, (low, high) in zip(self._seen, pairs, strict=True):
             if not (math.isfinite(low) and math.isfinite(high)):
-                where = "the input" if name == self._captured.input_name else f"the activation {name!r}"
+                only = len(self._captured.inputs) == 1
+                told = "the input" if only else f"the input {name!r}"
+                where = told if name in self._captured.inputs else f"the activation {name!r}"
                 raise NonFiniteInput(
                     f"{what}: {where} holds NaN or infinity; clean the data, or check the weights before it"
                 )
@@ -167,7 +155,7 @@ class _Observer(fx.Interpreter):
 
 
 def _computed_from_input(graph: fx.Graph) -> list[fx.Node]:
-    """Nodes whose value depends on the input and is a value of the ONNX graph, the input included."""
+    """Nodes whose value depends on an input and is a value of the ONNX graph, the inputs included."""
     reached: set[fx.Node] = set()
     for node in graph.nodes:
         # The size of the batch alone makes no activation: a class token, expanded to it, stays a parameter.
@@ -196,12 +184,3 @@ def _widened(ranges: dict[str, Range]) -> dict[str, Range]:
         name: DEAD_RANGE if name in dead else (min(low, 0.0), max(high, 0.0)) if low == high else (low, high)
         for name, (low, high) in ranges.items()
     }
-
-
-def _first_of(batch: Any, index: int) -> Tensor:
-    if isinstance(batch, tuple | list) and batch and isinstance(batch[0], Tensor):
-        return batch[0]
-    raise InvalidInput(
-        f"calibration batch {index} is a {type(batch).__name__}; "
-        "give tensors, or tuples whose first item is the input"
-    )

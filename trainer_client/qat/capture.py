@@ -6,16 +6,20 @@ Taking that very program as the training graph gives the join for free: the name
 the ONNX value, and the name of a parameter is the name of the ONNX initializer.
 """
 
+import dataclasses
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 import onnxscript  # noqa: F401  # torch.onnx imports it late: where it is missing, that is told now
 import torch
 from torch import Tensor, fx, nn
+from torch.export.graph_signature import ConstantArgument, OutputKind
+from torch.utils import _pytree as pytree
 
 from npu_wire.errors import InvalidInput, NpuError
 from trainer_client.qat.admission import admitted, require_one_device
@@ -23,6 +27,7 @@ from trainer_client.qat.attention import write_out_attention
 from trainer_client.qat.fold import VALUE_NAME, value_name
 from trainer_client.qat.liveness import freeze_buffers, warn_of_frozen
 from trainer_client.qat.refusal import refusal, require_determinism
+from trainer_client.qat.signature import Signature
 from trainer_client.qat.strides import forget_strides, pool_without_strides
 
 OPSET_VERSION = 20
@@ -38,24 +43,31 @@ class Captured:
         onnx: the float model for the NPU, with the weights of the moment of capture.
         graph: the training graph, in evaluation mode (frozen batch norm, no dropout), batch dimension free.
         initializers: names of the parameters and buffers of `model` that are initializers in `onnx`.
-        input_name: name of the input value.
-        input_shape: shape of the input without the batch dimension.
-        output_shape: shape of the output without the batch dimension.
+        signature: how the model is called.
+        inputs: name of each input value -> its position among the signature's leaves, the placeholders.
+        outputs: how the flat outputs of the graph make up what the model returns.
+        constant_outputs: those that are no tensors, by position; the graph has None there.
     """
 
     model: nn.Module
     onnx: bytes
     graph: fx.GraphModule
     initializers: tuple[str, ...]
-    input_name: str
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
+    signature: Signature
+    inputs: Mapping[str, int]
+    outputs: pytree.TreeSpec
+    constant_outputs: Mapping[int, Any]
 
     @property
     def modules(self) -> dict[str, str]:
         """Path of the user's module that computes a value, by ONNX value name; "" is the model itself."""
         stacks = {value_name(node): node.meta.get("nn_module_stack") for node in self.graph.graph.nodes}
         return {value: list(stack.values())[-1][0] for value, stack in stacks.items() if stack}
+
+    def returned(self, outputs: Sequence[Any]) -> Any:
+        """What the model returns, from the graph's flat outputs."""
+        leaves = [self.constant_outputs.get(i, output) for i, output in enumerate(outputs)]
+        return pytree.tree_unflatten(leaves, self.outputs)
 
     def tensor(self, name: str) -> Tensor:
         """The parameter or buffer `name` as the model holds it now, or the captured constant of that name.
@@ -76,35 +88,43 @@ class Captured:
         )
 
 
-def capture(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Captured:
-    """Captures a model that maps one float32 tensor to one float32 tensor.
+Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+"""One batch: the model's one tensor, its positional arguments, or its keyword arguments."""
+
+
+def capture(
+    model: nn.Module, example_inputs: Example, example_kwargs: Mapping[str, Any] | None = None
+) -> Captured:
+    """Captures a model with whatever arguments and return value `torch.export` knows.
 
     The capture is of the model in evaluation mode: batch norm uses its running statistics and dropout does
     nothing, as on the NPU. The training flags of all submodules are left as they were.
 
     Args:
         model: the model; float32 parameters, on any device.
-        example_inputs: one batch, float32, shape (n, ...), n >= 1, on the model's device; a tensor or a
-            1-tuple.
+        example_inputs: one batch on the model's device, n >= 1 samples: a tensor, a tuple of positional
+            arguments or a dict of keyword arguments. Tensors of one first size have the batch dimension.
+        example_kwargs: keyword arguments beside positional ones.
 
     Raises:
-        InvalidInput: several inputs or outputs, dtypes other than float32, several devices, or a model that
-            cannot run on the example.
+        InvalidInput: see `Signature`; several devices, or a model that cannot run on the example.
         UnsupportedModel: `torch.export` or the ONNX exporter cannot capture the model; the message says what,
             where, and what to do.
     """
     model = admitted(model)
-    given = _single_input(example_inputs)
-    require_one_device(model, given)
-    # torch.export takes a batch of 1 for a constant, so the batch that it sees has two samples.
-    example = torch.cat([given[:1], given[:1]])
+    args, kwargs = _arguments(example_inputs, example_kwargs)
+    require_one_device(model, [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)])
     with _evaluation_mode(model), _quiet_exporter():
+        signature = Signature(model, args, kwargs)
+        probes, keywords = signature.probes()
         try:
             stage = "torch.export"
-            exported = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-            output_shape = _output_shape(model, exported)
+            _know_dataclasses(model, probes, keywords)
+            shapes = _dynamic_shapes(model, signature, probes, keywords)
+            exported = torch.export.export(model, probes, keywords, dynamic_shapes=shapes)
             write_out_attention(exported)
             pool_without_strides(exported)
+            constants = _take_constants(exported)
             stage = "the ONNX exporter"
             program = torch.onnx.export(
                 exported, dynamo=True, optimize=False, opset_version=OPSET_VERSION, verbose=False
@@ -112,7 +132,7 @@ def capture(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Ca
         except NpuError:
             raise
         except Exception as error:
-            raise refusal(model, lambda: model(given), stage, error) from error
+            raise refusal(model, lambda: model(*args, **kwargs), stage, error) from error
         assert program is not None
         assert program.exported_program is not None
         graph = program.exported_program.module(check_guards=False)
@@ -121,11 +141,15 @@ def capture(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Ca
     forget_strides(graph)
     warn_of_frozen(model, freeze_buffers(graph))
     proto = program.model_proto
-    for node in graph.graph.nodes:
-        if (
-            node.op == "placeholder"
-        ):  # FX renames an input that is called like a Python builtin, ONNX does not
-            node.meta[VALUE_NAME] = proto.graph.input[0].name
+    placeholders = graph.graph.find_nodes(op="placeholder")
+    tensors = [i for i, leaf in enumerate(signature.leaves) if leaf.dtype is not None]
+    inputs = {}
+    for value, position in zip(proto.graph.input, tensors, strict=True):
+        # FX renames an input that is called like a Python builtin, ONNX does not.
+        placeholders[position].meta[VALUE_NAME] = value.name
+        inputs[value.name] = position
+    structure = program.exported_program.call_spec.out_spec
+    assert structure is not None
     owned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     owned |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
     return Captured(
@@ -137,50 +161,54 @@ def capture(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Ca
             for tensor in proto.graph.initializer
             if tensor.name in owned and tensor.data_type == onnx.TensorProto.FLOAT
         ),
-        input_name=proto.graph.input[0].name,
-        input_shape=tuple(example.shape[1:]),
-        output_shape=output_shape,
+        signature=signature,
+        inputs=inputs,
+        outputs=structure,
+        constant_outputs=constants,
     )
 
 
-def _single_input(example_inputs: Tensor | tuple[Tensor, ...]) -> Tensor:
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
-        raise InvalidInput(
-            f"example_inputs holds {len(inputs)} values; a model with exactly one tensor as its input "
-            "is supported. Wrap the model in a module that takes one tensor."
-        )
-    example = inputs[0]
-    if example.dtype != torch.float32:
-        raise InvalidInput(
-            f"example_inputs is {example.dtype}, expected torch.float32; convert it with .float()"
-        )
-    if example.ndim < 2 or example.shape[0] < 1:
-        raise InvalidInput(
-            f"example_inputs has shape {tuple(example.shape)}, expected (batch, ...) with at least one sample"
-        )
-    return example.detach()
+def _arguments(inputs: Example, keywords: Mapping[str, Any] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), {**inputs, **(keywords or {})}
+    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs), dict(keywords or {})
 
 
-def _output_shape(model: nn.Module, program: torch.export.ExportedProgram) -> tuple[int, ...]:
-    """Shape of the output without the batch dimension, for a model that returns one float32 tensor."""
-    outputs = program.graph.output_node().args[0]
-    assert isinstance(outputs, tuple | list)
-    structure = program.call_spec.out_spec
-    output = outputs[-1].meta.get("val") if outputs and isinstance(outputs[-1], fx.Node) else None
-    if structure is None or not structure.is_leaf() or not isinstance(output, Tensor):
-        returned = "no tensor" if structure is None or structure.is_leaf() else f"a {structure.type.__name__}"
-        raise InvalidInput(
-            f"{type(model).__name__} returns {returned}; exactly one tensor as its output is supported. "
-            "Wrap the model in a module that returns one tensor."
-        )
-    # The batch is a dimension without a size of its own: a fixed one that happens to be the example's is not.
-    if output.dtype != torch.float32 or output.ndim < 1 or isinstance(output.shape[0], int):
-        raise InvalidInput(
-            f"{type(model).__name__} returns {output.dtype} of shape {tuple(output.shape)}; expected "
-            "torch.float32 with the batch as its first dimension. Wrap the model in a module that returns it."
-        )
-    return tuple(output.shape[1:])
+def _dynamic_shapes(
+    model: nn.Module, signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The batch dimension of every input that has one, in the form that `torch.export` wants."""
+    shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    for leaf, value in zip(signature.leaves, pytree.tree_leaves((args, kwargs)), strict=True):
+        if leaf.batched:
+            shapes[value] = {0: torch.export.Dim.DYNAMIC}
+    return shapes.dynamic_shapes(model, args, kwargs)
+
+
+def _take_constants(program: torch.export.ExportedProgram) -> dict[int, Any]:
+    """Takes what is no tensor out of a program's outputs: the ONNX exporter knows only None there."""
+    (node,) = program.graph.find_nodes(op="output")
+    specs = program.graph_signature.output_specs
+    outputs, constants = list(node.args[0]), {}
+    first = sum(spec.kind is not OutputKind.USER_OUTPUT for spec in specs)  # written buffers come first
+    for i, value in enumerate(outputs):
+        if value is not None and not isinstance(value, fx.Node):
+            constants[i - first] = value
+            outputs[i], specs[i].arg = None, ConstantArgument(name="", value=None)
+    node.args = (tuple(outputs),)
+    program.graph_module.recompile()
+    return constants
+
+
+def _know_dataclasses(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Tells PyTorch's pytrees of the dataclasses that the model takes and returns."""
+    with torch.no_grad():
+        waiting = [args, kwargs, model(*args, **kwargs)]
+    while waiting:
+        for leaf in pytree.tree_leaves(waiting.pop()):
+            if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+                torch.export.register_dataclass(type(leaf))
+                waiting.append(leaf)
 
 
 @contextmanager

@@ -37,14 +37,13 @@ def fold_batch_norm(graph: fx.Graph) -> fx.Graph:
         graph: training graph of a `Captured`; not changed.
 
     Returns:
-        A new graph of the same function (equal up to float32 rounding) that returns the bare tensor. The
-        folded convolution carries the value name of the batch norm's output; `value_name` reads it.
+        A new graph of the same function (equal up to float32 rounding). The folded convolution carries the
+        value name of the batch norm's output; `value_name` reads it.
     """
     folded = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     outputs = folded.graph_copy(graph, copies)
-    assert isinstance(outputs, tuple | list)
-    folded.output(outputs[0])  # an exported program always returns a tuple
+    folded.output(outputs)
     for original, copy in copies.items():
         copy.meta[VALUE_NAME] = value_name(original)
     for node in list(folded.nodes):
@@ -83,7 +82,7 @@ def _fold(graph: fx.Graph, norm: fx.Node) -> None:
         folded_bias = shift if beta is None else call(torch.add, (shift, beta))
         folded = call(conv.target, (conv.args[0], folded_weight, folded_bias, *conv.args[3:]))
     for user in list(norm.users):
-        folded.meta[VALUE_NAME] = value_name(user)
+        folded.meta = {VALUE_NAME: value_name(user), "val": user.meta.get("val")}
         user.replace_all_uses_with(folded)
         graph.erase_node(user)
     graph.erase_node(norm)

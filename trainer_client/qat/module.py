@@ -3,25 +3,27 @@
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from npu_wire.errors import DeviceFault, InvalidInput, NotCalibrated
-from npu_wire.layer_map import Float32Array, LayerMap
+from npu_wire.layer_map import Array, Float32Array, LayerMap, TensorSpec
 from npu_wire.quantize import dequantize, quantize
 from trainer_client.npu.session import Npu, PendingBatch, Session
-from trainer_client.qat.calibrate import CalibrationData, Range, RangeRule, observe, require_batch
-from trainer_client.qat.capture import Captured, capture
+from trainer_client.qat.calibrate import CalibrationData, Range, RangeRule, observe
+from trainer_client.qat.capture import Captured, Example, capture
 from trainer_client.qat.checkpoint import take_ranges, to_tensors
 from trainer_client.qat.fold import fold_batch_norm
 from trainer_client.qat.inject import inject, rule_of_layer, rule_of_tensor
 from trainer_client.qat.liveness import Structure
 from trainer_client.qat.monitor import SaturationMonitor
 from trainer_client.qat.noise import LayerNoise, NoiseReport
+from trainer_client.qat.signature import Call
+from trainer_client.qat.tail import in_one_order, shape_at
 from trainer_client.qat.taps import TappedGraph, tap
 from trainer_client.qat.trace import Fp32Timing, Trace
 from trainer_client.qat.weights import PushedWeights
@@ -31,19 +33,23 @@ log = logging.getLogger(__name__)
 
 def prepare(
     model: nn.Module,
-    example_inputs: Tensor | tuple[Tensor, ...],
+    example_inputs: Example,
     npu: Npu,
     *,
+    example_kwargs: Mapping[str, Any] | None = None,
     trace: Trace | None = None,
     ranges: Mapping[str, Range] | None = None,
 ) -> "QatModule":
     """Puts a model in the loop with an NPU.
 
     Args:
-        model: maps one float32 tensor (batch, ...) to one float32 tensor (batch, ...). It stays the object
-            that is
-            trained: its parameters are the ones that the optimizer changes.
-        example_inputs: one batch, to capture the model with; shape (n, ...), n >= 1.
+        model: any signature and return value that `torch.export` knows: several tensors, tuples, dicts,
+            dataclasses, keywords, integers and booleans, a loss among the outputs. It stays the object that
+            is trained: its parameters are the ones that the optimizer changes.
+        example_inputs: one batch, to capture the model with: a tensor, a tuple of positional arguments, or a
+            dict of keyword arguments. Tensors that begin with the batch begin with one size, n >= 1. What is
+            no tensor is a constant of the captured network.
+        example_kwargs: keyword arguments beside positional ones.
         npu: what `trainer_client.connect` returns.
         trace: collects the times of every training batch.
         ranges: activation ranges by value name, of an earlier `calibrate`; without them call `calibrate`
@@ -52,7 +58,7 @@ def prepare(
     Raises:
         InvalidInput, UnsupportedModel: see `trainer_client.qat.capture.capture` and `Npu.compile`.
     """
-    return QatModule(capture(model, example_inputs), npu, trace=trace, ranges=ranges)
+    return QatModule(capture(model, example_inputs, example_kwargs), npu, trace=trace, ranges=ranges)
 
 
 class QatModule(nn.Module):
@@ -109,8 +115,9 @@ class QatModule(nn.Module):
         """Measures the activation ranges of the FP32 model and compiles the model for the NPU.
 
         Args:
-            data: one batch (float32, shape (n, ...)), or an iterable of batches or of (batch, label, ...)
-                tuples. Some hundred samples of the training data do.
+            data: one batch (a tensor), or an iterable of batches as a loader yields them: tensors, tuples of
+                the model's inputs (labels may follow), or dicts of its keywords. Some hundred samples of the
+                training data do.
             method: "minmax", "percentile" or "ema"; see `trainer_client.qat.calibrate.RangeRule`.
             percentile: of the method "percentile".
             momentum: of the method "ema".
@@ -179,29 +186,32 @@ class QatModule(nn.Module):
     @torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
         reason="the forward of a QatModule is the NPU's, layer by layer"
     )
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Runs a batch.
 
         Args:
-            x: float32, shape (n, ...) as captured, finite. In training mode n is at most the NPU's largest
-                batch.
+            args: as the model takes them and as they were captured; a batch of n samples, in training mode at
+                most as many as the NPU's largest batch. What the NPU quantizes must be finite.
+            kwargs: the same.
 
         Returns:
-            float32, shape (n, ...): in training mode with a gradient to the parameters; the value is the
-            NPU's.
+            What the model returns, its values those of the NPU: in training mode with a gradient to the
+            parameters, in evaluation mode without one. What the NPU does not compute (a loss, say) follows
+            from its values in FP32, in both modes by the same operations: their results are equal.
 
         Raises:
             NotCalibrated: `calibrate` has not been called.
-            InvalidInput: a shape or dtype that was not compiled, or a batch that is too large.
-            NonFiniteInput: NaN or infinity in x, or in the weights as the NPU folds them. The step can be
-                repeated once they are repaired; so after any other refusal of weights.
+            InvalidInput: arguments that were not captured, or a batch that is too large.
+            NonFiniteInput: NaN or infinity in an input, or in the weights as the NPU folds them. The step can
+                be repeated once they are repaired; so after any other refusal of weights.
             Timeout, ServerUnavailable, SessionLost, DeviceFault: see `npu_wire.errors`.
         """
         self._structure.require_unchanged()
         compiled = self._require_compiled()
-        require_batch(self._captured, x, "the input")
+        call = self._captured.signature.flatten(args, kwargs)
         try:
-            return self._train_forward(compiled, x) if self.training else self._eval_forward(compiled, x)
+            run = self._train_forward if self.training else self._eval_forward
+            return self._captured.returned(run(compiled, call))
         except BaseException:
             compiled.forget_pushed()
             raise
@@ -260,17 +270,17 @@ class QatModule(nn.Module):
             "(or model.state_dict()), or copy the model and call prepare() on the copy"
         )
 
-    def _train_forward(self, compiled: "_Compiled", x: Tensor) -> Tensor:
+    def _train_forward(self, compiled: "_Compiled", call: Call) -> Sequence[Any]:
         largest = self._npu.info.max_batch
-        if x.shape[0] > largest:
+        if call.samples > largest:
             raise InvalidInput(
-                f"the batch holds {x.shape[0]} samples, more than the NPU takes in training mode "
+                f"the batch holds {call.samples} samples, more than the NPU takes in training mode "
                 f"({largest}); use smaller batches and accumulate gradients"
             )
-        run = compiled.submit(self._captured, x)
-        output = compiled.tapped.module(run, run.inject_input(x))
-        assert isinstance(output, Tensor)
+        run = compiled.submit(self._captured, call)
         tapped = compiled.tapped
+        values = tapped.module(run, *run.inject_inputs(call))
+        outputs = tapped.tail(run, *in_one_order(values), *call.leaves)
         self._last_noise = NoiseReport(1, run.noise, len(tapped.taps), len(tapped.missing), self._owners)
         self._total_noise = self._total_noise + self._last_noise
         compiled.monitor.add(run.noise)
@@ -278,21 +288,29 @@ class QatModule(nn.Module):
         if self._trace is not None:
             names = [layer.name for layer in compiled.session.layer_map.layers]
             self._trace.add_batch(self._batches, names, run.pending.timings(), run.timings)
-        return output
+        return cast(Sequence[Any], outputs)
 
-    def _eval_forward(self, compiled: "_Compiled", x: Tensor) -> Tensor:
-        layer_map = compiled.session.layer_map
-        (last,) = layer_map.output_layers
-        spec = layer_map.layers[last].output
+    def _eval_forward(self, compiled: "_Compiled", call: Call) -> Sequence[Any]:
         largest = self._npu.info.max_batch  # asked first: it refuses a forked process
         compiled.push()
-        outputs = []
-        for start in range(0, x.shape[0], largest):
-            codes = layer_map.named(compiled.quantize_input(x[start : start + largest]))
-            pending = compiled.session.submit(codes, ())
-            outputs.append(dequantize(pending.tensor(last), spec.scale, spec.zero_point))
-        output = torch.from_numpy(np.concatenate(outputs)).reshape(-1, *self._captured.output_shape)
-        return output.to(x.device)
+        tapped, layers = compiled.tapped, compiled.session.layer_map.layers
+        parts: dict[int, list[Float32Array]] = {position: [] for position in tapped.cuts}
+        for start in range(0, call.samples, largest):
+            inputs = compiled.inputs_of(self._captured, call, start, min(start + largest, call.samples))
+            pending = compiled.session.submit(inputs, ())
+            for position, received in parts.items():
+                spec = layers[position].output
+                received.append(dequantize(pending.tensor(position), spec.scale, spec.zero_point))
+        values = []
+        for position, node in tapped.cuts.items():
+            whole = np.concatenate(parts[position])
+            outer = layers[position].output.outer
+            if outer > 1:
+                whole = whole.reshape(call.samples, outer, -1).swapaxes(0, 1)
+            values.append(torch.from_numpy(whole.reshape(shape_at(node, call.samples))).to(call.device))
+        context = _Run(self._captured, compiled.session.layer_map, {}, None)
+        with torch.no_grad():
+            return cast(Sequence[Any], tapped.tail(context, *in_one_order(values), *call.leaves))
 
     def _require_compiled(self) -> "_Compiled":
         if self._compiled is None:
@@ -349,49 +367,71 @@ class _Compiled:
         """After an error: the next batch sends all weights."""
         self._weights.forget()
 
-    def quantize_input(self, x: Tensor) -> Any:
-        """INT8 codes of a batch."""
-        (spec,) = self.session.layer_map.quantized_inputs
-        values: Float32Array = x.detach().cpu().numpy()
-        return quantize(values, spec.scale, spec.zero_point).reshape(x.shape[0], *spec.shape)
+    def inputs_of(self, captured: Captured, call: Call, start: int, end: int) -> dict[str, Array]:
+        """What the NPU gets of some samples of a call: INT8 codes, and raw inputs as they are."""
+        inputs: dict[str, Array] = {}
+        for spec in self.session.layer_map.inputs:
+            position = captured.inputs[spec.name]
+            value = call.leaves[position].detach()
+            if captured.signature.leaves[position].batched:
+                value = value[start:end]
+            array = value.numpy(force=True)
+            if isinstance(spec, TensorSpec):
+                array = quantize(array, spec.scale, spec.zero_point).reshape(end - start, *spec.shape)
+            inputs[spec.name] = array
+        return inputs
 
-    def submit(self, captured: Captured, x: Tensor) -> "_Run":
+    def submit(self, captured: Captured, call: Call) -> "_Run":
         """Starts the NPU on a batch, with the weights of now."""
-        codes = self.quantize_input(x)
+        inputs = self.inputs_of(captured, call, 0, call.samples)
         self.push()
-        layer_map = self.session.layer_map
-        pending = self.session.submit(layer_map.named(codes), self.tapped.taps)
-        return _Run(captured, layer_map, codes, pending)
+        pending = self.session.submit(inputs, self.tapped.taps)
+        return _Run(captured, self.session.layer_map, inputs, pending)
 
 
 class _Run:
-    """One training forward: the `TapContext` of a batch."""
+    """One forward: the `TapContext` of a batch."""
 
-    def __init__(self, captured: Captured, layer_map: LayerMap, codes: Any, pending: PendingBatch) -> None:
-        self.pending = pending
+    def __init__(
+        self,
+        captured: Captured,
+        layer_map: LayerMap,
+        inputs: Mapping[str, Array],
+        pending: PendingBatch | None,
+    ) -> None:
         self.noise: dict[str, LayerNoise] = {}
         self.timings: list[Fp32Timing] = []
+        self._pending = pending
         self._captured = captured
         self._layer_map = layer_map
-        self._codes = codes
+        self._inputs = inputs
         self._mark_ns = time.monotonic_ns()
+
+    @property
+    def pending(self) -> PendingBatch:
+        """The batch on the NPU; there is none while only the tail runs."""
+        assert self._pending is not None
+        return self._pending
 
     def parameter(self, name: str) -> Tensor:
         """The live parameter, buffer or constant of that name."""
         return self._captured.tensor(name)
 
-    def inject_input(self, x: Tensor) -> Tensor:
-        """The input as the NPU sees it, images channels-last; the FP32 layers keep that order.
+    def inject_inputs(self, call: Call) -> list[Any]:
+        """The inputs as the NPU sees them, images channels-last; the FP32 layers keep that order.
 
         It is the faster order on a CPU, and the same for every NPU: FP32 rounding depends on it, and training
         against two NPUs of equal bits must give equal weights. Codes in another order are brought to it.
         """
-        (spec,) = self._layer_map.quantized_inputs
-        if x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        value, self.noise[spec.name] = inject(x, self._codes, rule_of_tensor(spec))
+        leaves = list(call.leaves)
+        for spec in self._layer_map.quantized_inputs:
+            position = self._captured.inputs[spec.name]
+            x = leaves[position]
+            if x.ndim == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
+            leaves[position], self.noise[spec.name] = inject(x, self._inputs[spec.name], rule_of_tensor(spec))
         self._mark_ns = time.monotonic_ns()
-        return value
+        return leaves
 
     def inject(self, value: Tensor, layer: int, lower: float, upper: float, overwrite: bool) -> Tensor:
         """Waits for the NPU's tensor of a layer and puts it in the place of the FP32 value."""

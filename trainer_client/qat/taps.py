@@ -5,6 +5,7 @@ its last use.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from torch import Tensor, fx
 
 from npu_wire.layer_map import LayerMap
 from trainer_client.qat.fold import CONVOLUTIONS, value_name
+from trainer_client.qat.tail import cuts_of, tail_of
 
 _aten = torch.ops.aten
 
@@ -45,26 +47,38 @@ class TappedGraph:
     """A training graph for one layer map.
 
     Attributes:
-        module: called as `module(context, x)`, x float32 of shape (n, ...); returns the model's output.
+        module: called as `module(context, *leaves)`; returns the values of the NPU's output layers.
+        tail: called as `tail(context, *values, *leaves)` with these; returns the model's outputs, flat.
+        cuts: nodes of the output layers by position in the layer map; their "val" tells the shape.
         taps: positions of the layers whose tensors it injects.
         missing: names of layers that add noise of their own but have no value of their name in the training
             graph.
     """
 
     module: fx.GraphModule
+    tail: fx.GraphModule
+    cuts: Mapping[int, fx.Node]
     taps: tuple[int, ...]
     missing: tuple[str, ...]
 
 
 def tap(graph: fx.Graph, layer_map: LayerMap) -> TappedGraph:
-    """Weaves the injections of a layer map into a folded training graph, which is not changed."""
+    """Weaves the injections of a layer map into a folded training graph, which is not changed.
+
+    Raises:
+        DeviceFault: the map's outputs are not values of the graph from which its outputs follow.
+    """
+    cuts = cuts_of(graph, layer_map)
+    tail = tail_of(graph, cuts, layer_map)
     tapped = fx.Graph()
     context = tapped.placeholder("context")
     copies: dict[fx.Node, fx.Node] = {}
-    output = tapped.graph_copy(graph, copies)
-    tapped.output(output)
-    by_name = {value_name(original): copy for original, copy in copies.items()}
-    for node in copies.values():
+    tapped.graph_copy(graph, copies)
+    tapped.output(tuple(copies[node] for node in cuts.values()))
+    tapped.eliminate_dead_code()
+    alive = set(tapped.nodes)
+    by_name = {value_name(original): copy for original, copy in copies.items() if copy in alive}
+    for node in alive:
         if node.op == "get_attr":
             with tapped.inserting_before(node):
                 node.replace_all_uses_with(tapped.call_method("parameter", (context, str(node.target))))
@@ -80,7 +94,7 @@ def tap(graph: fx.Graph, layer_map: LayerMap) -> TappedGraph:
             taps.append(position)
             _insert(tapped, context, by_name[layer.name], position)
     tapped.lint()
-    return TappedGraph(fx.GraphModule({}, tapped), tuple(taps), tuple(missing))
+    return TappedGraph(fx.GraphModule({}, tapped), tail, cuts, tuple(taps), tuple(missing))
 
 
 def _insert(graph: fx.Graph, context: fx.Node, node: fx.Node, position: int) -> None:
