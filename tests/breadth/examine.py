@@ -14,7 +14,7 @@ from torch.utils import _pytree
 from npu_wire.errors import NpuError
 from trainer_client.qat.module import prepare
 
-from .networks import Batch, Network
+from .networks import Network
 
 BATCH = 2
 PROFILE = "tflm"
@@ -92,7 +92,6 @@ def _examine(network: Network, outcome: Outcome) -> None:
     model = _built(network)
     outcome.parameters = sum(p.numel() for p in model.parameters())
     batch, other = (network.batch(model, BATCH, random) for _ in range(2))
-    model, batch, other = _wrapped(model, batch, other)
     outcome.stage = "FP32"
     try:
         wanted = _gradients(model, model(**batch))
@@ -102,18 +101,18 @@ def _examine(network: Network, outcome: Outcome) -> None:
 
     npu = SideBySideNpu(PROFILE)
     outcome.stage = "prepare"
-    qat = prepare(model, next(iter(batch.values())), npu)
+    qat = prepare(model, dict(batch), npu)
     outcome.stage = "calibrate"
-    qat.calibrate([next(iter(b.values())) for b in (other, batch)])
+    qat.calibrate([dict(other), dict(batch)])
     outcome.layers = len(qat.layer_map.layers)
     outcome.host_layers = sum(layer.host_float for layer in qat.layer_map.layers)
     outcome.stage = "train"
-    trained = qat.train()(*batch.values())
+    trained = qat.train()(**batch)
     got = _gradients(model, trained)
     outcome.bad_gradients = [n for n in wanted if n not in got or not bool(torch.isfinite(got[n]).all())]
     outcome.stage = "evaluate"
     with torch.no_grad():
-        evaluated = qat.eval()(*batch.values())
+        evaluated = qat.eval()(**batch)
     outcome.elements = sum(npu.comparison.elements.values())
     outcome.mismatches = sum(npu.comparison.mismatches.values())
     pairs = list(zip(_tensors(trained), _tensors(evaluated), strict=True))
@@ -130,20 +129,6 @@ def _built(network: Network) -> nn.Module:
         raise _Unbuilt("needs a package", package[1] if package else str(error)) from error
     except Exception as error:
         raise _Unbuilt("not built", f"{type(error).__name__}: {error}") from error
-
-
-class _Logits(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Any:
-        out = self.model(x)
-        return getattr(out, "logits", out)
-
-
-def _wrapped(model: nn.Module, *batches: Batch) -> tuple[Any, ...]:
-    return _Logits(model), *({"x": next(iter(batch.values()))} for batch in batches)
 
 
 def _tensors(output: Any) -> list[Tensor]:
