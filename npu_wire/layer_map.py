@@ -95,6 +95,7 @@ class LayerSpec:
         saturation_high: smallest code that counts as clipped from above; 128 where an activation bounds it.
         moves_data_only: True when the output carries no new quantization noise (max pool, reshape, ...).
         host_float: True when the NPU's host computes it in floating point (softmax, layer norm on many NPUs).
+        macs: multiply-accumulates for one sample.
     """
 
     output: TensorSpec
@@ -106,6 +107,7 @@ class LayerSpec:
     saturation_high: int = INT8_MAX
     moves_data_only: bool = False
     host_float: bool = False
+    macs: int = 0
 
     @property
     def name(self) -> str:
@@ -212,6 +214,7 @@ def layer_spec_to_proto(spec: LayerSpec) -> program_pb2.LayerSpec:
         saturation_high=spec.saturation_high,
         moves_data_only=spec.moves_data_only,
         host_float=spec.host_float,
+        macs=spec.macs,
     )
 
 
@@ -227,4 +230,5 @@ def layer_spec_from_proto(message: program_pb2.LayerSpec) -> LayerSpec:
         saturation_high=message.saturation_high,
         moves_data_only=message.moves_data_only,
         host_float=message.host_float,
+        macs=message.macs,
     )

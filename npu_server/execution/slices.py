@@ -2,8 +2,9 @@
 
 import math
 
-from npu_server.compile.graph import AveragePool, Conv, Gemm, HostFloat, HostPart, MatMul, MaxPool
+from npu_server.compile.graph import AveragePool, HostFloat, HostPart, MaxPool
 from npu_server.compile.planning.lowering import Layer
+from npu_server.compile.planning.work import products
 from npu_wire.layer_map import LayerMap
 
 # Looking up or moving a code costs about as much as so many multiplications of a vectorized sum.
@@ -26,14 +27,7 @@ def samples_at_once(layer: Layer, layer_map: LayerMap, work: int) -> int:
 
 
 def _products(layer: Layer, shape: tuple[int, ...]) -> int:
-    """Multiplications for one code of the output."""
-    match layer.kernel:
-        case Conv() as conv:
-            return math.prod(conv.window.kernel) * shape[0] // conv.groups
-        case Gemm() as gemm:
-            return shape[gemm.axis]
-        case MatMul() as product:
-            return shape[-2 if product.constant_first else -1]
-        case MaxPool() | AveragePool() as pool:
-            return math.prod(pool.window.kernel) * _PER_CODE
-    return 0
+    """Multiplications for one code of the output, or what takes as long."""
+    if isinstance(layer.kernel, MaxPool | AveragePool):
+        return math.prod(layer.kernel.window.kernel) * _PER_CODE
+    return products(layer.kernel, shape)

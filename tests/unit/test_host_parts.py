@@ -17,6 +17,7 @@ from npu_server.backends.reference import ReferenceBackend
 from npu_server.numerics.profile import list_profiles, load_profile
 from npu_server.seam import BackendOptions
 from npu_wire.errors import InvalidInput, InvalidProfile, NonFiniteInput, UnsupportedModel
+from npu_wire.host_share import host_share
 from npu_wire.layer_map import LayerMap, RawSpec, TensorSpec
 
 RNG = np.random.default_rng(7)
@@ -263,6 +264,18 @@ def test_attention_leaves_only_mask_and_softmax_to_the_host() -> None:
     assert [(layer.name, set(layer.inputs)) for layer in parts] == [("shares", {"scores", "mask"})]
     assert [layer.op for layer in layer_map.layers].count("MatMul") == 2
     assert layer_map.inputs[1] == RawSpec("mask", (6,), np.dtype(np.bool_), True)
+
+
+def test_share_of_the_host_is_counted_from_the_layer_map() -> None:
+    """Counted by hand: an LSTM of 2 times 6 units over 5 steps of 4 numbers, and 60 times 3 weights."""
+    share = host_share(run(ReferenceBackend, CASES["LSTM"])[0].layer_map)
+    lstm = 5 * 2 * 4 * 6 * (4 + 6)
+    assert (share.layers, share.of_layers) == (("seen",), 2)
+    assert (share.macs, share.of_macs) == (lstm, lstm + 60 * 3)
+    assert share.bytes_across == 5 * 4 + 60  # x to the host, its result back
+    assert "1 of 2 layers, 93.0% of multiply-accumulates, 80 bytes" in str(share)
+    raw = host_share(run(ReferenceBackend, CASES["embedding"])[0].layer_map)
+    assert raw.bytes_across == 6 * 8 + 6 * 8  # token ids of 8 bytes, vectors of 8 codes
 
 
 def test_tail_is_left_to_the_client() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from npu_wire.errors import DeviceFault, InvalidInput, NotCalibrated
+from npu_wire.host_share import HostShare, host_share
 from npu_wire.layer_map import Array, Float32Array, LayerMap, TensorSpec
 from npu_wire.quantize import dequantize, quantize
 from trainer_client.npu.session import Npu, PendingBatch, Session
@@ -167,6 +168,11 @@ class QatModule(nn.Module):
             NotCalibrated: the model is not compiled yet.
         """
         return self._require_compiled().session.layer_map
+
+    @property
+    def host_share(self) -> HostShare:
+        """How much of the model the NPU's host computes, where bits are the runtime's, not the chip's."""
+        return host_share(self.layer_map)
 
     @property
     def noise(self) -> NoiseReport:

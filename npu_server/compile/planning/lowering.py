@@ -37,6 +37,7 @@ from npu_server.compile.graph import (
     Sub,
     Sum,
 )
+from npu_server.compile.planning.work import multiplications
 from npu_server.compile.reading.constants import Constants
 from npu_server.numerics.functions import FUNCTIONS
 from npu_server.numerics.profile import Profile
@@ -116,6 +117,7 @@ def lower(
     quantizations = {
         entry.name: _from_range(entry.name, ranges, profile) for entry in entries if isinstance(entry, Entry)
     }
+    shapes: dict[str, Shape] = {entry.name: entry.shape for entry in entries}
     layers: list[Layer] = []
     for operation in graph.operations:
         sources = tuple(quantizations[name] for name in operation.inputs if name in quantizations)
@@ -127,7 +129,9 @@ def lower(
             constants,
             image_layout,
             profile.activations.bounds,
+            multiplications(operation.kernel, shapes[operation.inputs[0]], operation.shape),
         )
+        shapes[operation.output] = operation.shape
         quantizations[operation.output] = quantization
         layers.append(layer)
     inputs = tuple(
@@ -187,6 +191,7 @@ def _layer(
     constants: Constants,
     image_layout: MemoryLayout,
     bounds: str,
+    macs: int,
 ) -> Layer:
     kernel = operation.kernel
     clamp = kernel if isinstance(kernel, Clamp) else operation.clamp or Clamp()
@@ -218,6 +223,7 @@ def _layer(
             and all(source == quantization for source in sources)
         ),
         host_float=isinstance(kernel, HostFloat | HostPart),
+        macs=macs,
     )
     output = _output(clamp, quantization, bounds)
     return Layer(spec, kernel, sources, quantization.scale, output, operation.shape, clamp)
