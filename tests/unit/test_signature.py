@@ -15,7 +15,7 @@ from npu_server.backends.emulator import EmulatorBackend
 from npu_server.backends.reference import ReferenceBackend
 from npu_server.seam import BackendOptions
 from npu_wire.errors import InvalidInput
-from trainer_client import prepare
+from trainer_client import connect, prepare
 from trainer_client.qat.module import QatModule
 
 
@@ -261,3 +261,64 @@ def test_calibration_takes_what_a_loader_yields() -> None:
         ({"x": image, "label": label} for image, label in batches()), max_batches=2
     )
     assert by_tuple.ranges == by_dict.ranges
+
+
+class WithLoss(nn.Module):
+    """Returns its loss where it gets labels, as Hugging Face's models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 4)
+        self.weight = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, pixels: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.head(self.conv(pixels).relu().mean((2, 3)))
+        found = {"logits": logits, "class": logits.argmax(-1)}
+        if labels is not None:
+            found["loss"] = nn.functional.cross_entropy(logits, labels) * self.weight
+        return found
+
+
+def test_a_loss_inside_the_model_is_that_of_the_npus_logits() -> None:
+    """Labels never travel; the loss is PyTorch's on the returned logits, with its gradient to all."""
+    model, pixels, labels = WithLoss(), _rand(4, 3, 6, 6), torch.tensor([0, 3, 1, 2])
+    npu = _npu()
+    batch = {"labels": labels, "pixels": pixels}
+    qat = prepare(model, batch, npu).calibrate([batch])
+    found, _ = _same_in_both_modes(qat, **batch)
+    assert npu.sessions[-1].batches[-1][0].keys() == {"pixels"}
+    assert torch.equal(found["loss"], nn.functional.cross_entropy(found["logits"], labels) * model.weight)
+    assert torch.equal(found["class"], found["logits"].argmax(-1))
+    found["loss"].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+class Recurrent(nn.Module):
+    """Returns logits, and states that no layer of the NPU computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(8)
+        self.lstm = nn.LSTM(6, 8, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        steps, (state, _) = self.lstm(x)
+        return self.head(steps[:, -1]), state
+
+
+@pytest.mark.slow
+def test_an_lstm_trains_over_a_real_server() -> None:
+    """Logits and state, equal in both modes; the state is PyTorch's on the input as the NPU has it."""
+    model, x = Recurrent(), _rand(4, 5, 6)
+    with connect() as npu:
+        qat = prepare(model, x, npu).calibrate([x])
+        (logits, state), _ = _same_in_both_modes(qat, x)
+        spec = qat.layer_map.tensors["x"]
+        codes = torch.clamp(torch.round(x / spec.scale) + spec.zero_point, -128, 127)
+        seen = (codes - spec.zero_point) * torch.tensor(spec.scale)
+        torch.testing.assert_close(state, model(seen)[1], rtol=0, atol=1e-6)
+        (nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0])) + state.square().mean()).backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+        qat.close()

@@ -24,7 +24,7 @@ from trainer_client.qat.liveness import Structure
 from trainer_client.qat.monitor import SaturationMonitor
 from trainer_client.qat.noise import LayerNoise, NoiseReport
 from trainer_client.qat.signature import Call
-from trainer_client.qat.tail import in_one_order, shape_at
+from trainer_client.qat.tail import in_one_order, seen_by_tail, shape_at
 from trainer_client.qat.taps import TappedGraph, tap
 from trainer_client.qat.trace import Fp32Timing, Trace
 from trainer_client.qat.weights import PushedWeights
@@ -285,8 +285,10 @@ class QatModule(nn.Module):
             )
         run = compiled.submit(self._captured, call)
         tapped = compiled.tapped
-        values = tapped.module(run, *run.inject_inputs(call))
-        outputs = tapped.tail(run, *in_one_order(values), *call.leaves)
+        leaves = run.inject_inputs(call)
+        values = tapped.module(run, *leaves)
+        seen = [leaves[self._captured.inputs[name]] for name in seen_by_tail(compiled.session.layer_map)]
+        outputs = tapped.tail(run, *in_one_order([*values, *seen]), *call.leaves)
         self._last_noise = NoiseReport(1, run.noise, len(tapped.taps), len(tapped.missing), self._owners)
         self._total_noise = self._total_noise + self._last_noise
         compiled.monitor.add(run.noise)
@@ -314,7 +316,12 @@ class QatModule(nn.Module):
             if outer > 1:
                 whole = whole.reshape(call.samples, outer, -1).swapaxes(0, 1)
             values.append(torch.from_numpy(whole.reshape(shape_at(node, call.samples))).to(call.device))
-        context = _Run(self._captured, compiled.session.layer_map, {}, None)
+        layer_map = compiled.session.layer_map
+        for name in seen_by_tail(layer_map):
+            spec, x = layer_map.tensors[name], call.leaves[self._captured.inputs[name]]
+            codes = quantize(x.numpy(force=True), spec.scale, spec.zero_point)
+            values.append(torch.from_numpy(dequantize(codes, spec.scale, spec.zero_point)).to(call.device))
+        context = _Run(self._captured, layer_map, {}, None)
         with torch.no_grad():
             return cast(Sequence[Any], tapped.tail(context, *in_one_order(values), *call.leaves))
 

@@ -2,7 +2,8 @@
 
 A loss inside the model, box decoding, an output that is passed through: the client computes them in FP32
 from the NPU's dequantized tensors. Training and evaluation run the very same tail on tensors of equal bits
-in equal memory order, so their results are equal bit for bit. Inputs that the tail reads are the user's own.
+in equal memory order, so their results are equal bit for bit. An input that the NPU quantizes is dequantized
+for the tail's operations as well; one that is passed through, or that only the tail reads, is the user's own.
 """
 
 from collections.abc import Iterable, Mapping
@@ -35,7 +36,10 @@ def cuts_of(graph: fx.Graph, layer_map: LayerMap) -> dict[int, fx.Node]:
 
 
 def tail_of(graph: fx.Graph, cuts: Mapping[int, fx.Node], layer_map: LayerMap) -> fx.GraphModule:
-    """The tail as `module(context, *tensors, *leaves)`, with the tensors of the cuts in their order.
+    """The tail as `module(context, *tensors, *seen, *leaves)`.
+
+    These are the tensors of the cuts in their order, the dequantized inputs that `seen_by_tail` names, and
+    the call's leaves.
 
     Args:
         graph: folded training graph; not changed.
@@ -57,16 +61,26 @@ def tail_of(graph: fx.Graph, cuts: Mapping[int, fx.Node], layer_map: LayerMap) -
     tail = fx.Graph()
     context = tail.placeholder("context")
     made = {node: tail.placeholder(f"npu_{position}") for position, node in cuts.items()}
+    seen = {name: tail.placeholder(f"seen_{i}") for i, name in enumerate(seen_by_tail(layer_map))}
+    passed = dict(made)
+    for node in graph.find_nodes(op="placeholder"):
+        passed[node] = tail.placeholder(f"leaf_{node.name}")
+        made[node] = seen.get(value_name(node), passed[node])
     for node in graph.nodes:
         if node.op == "placeholder":
-            made[node] = tail.placeholder(f"leaf_{node.name}")
-        elif node.op == "get_attr" and node in needed:
+            continue
+        if node.op == "get_attr" and node in needed:
             made[node] = tail.call_method("parameter", (context, str(node.target)))
         elif node in needed and node not in made and node is not output:
             made[node] = tail.node_copy(node, made.__getitem__)
-    tail.output(fx.map_arg(output.args[0], made.__getitem__))
+    tail.output(fx.map_arg(output.args[0], lambda node: passed.get(node, made[node])))
     tail.lint()
     return fx.GraphModule({}, tail)
+
+
+def seen_by_tail(layer_map: LayerMap) -> tuple[str, ...]:
+    """The quantized inputs among the tensors from which the outputs follow."""
+    return tuple(spec.name for spec in layer_map.quantized_inputs if spec.name in layer_map.outputs)
 
 
 def _needed(output: fx.Node, cuts: set[fx.Node]) -> set[fx.Node]:

@@ -48,7 +48,7 @@ class TappedGraph:
 
     Attributes:
         module: called as `module(context, *leaves)`; returns the values of the NPU's output layers.
-        tail: called as `tail(context, *values, *leaves)` with these; returns the model's outputs, flat.
+        tail: called as `tail_of` says; returns the model's outputs, flat.
         cuts: nodes of the output layers by position in the layer map; their "val" tells the shape.
         taps: positions of the layers whose tensors it injects.
         missing: names of layers that add noise of their own but have no value of their name in the training
