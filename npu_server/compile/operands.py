@@ -85,17 +85,19 @@ class Affine:
     """y = x * scale + shift from constants.
 
     Attributes:
-        kind: "batch_norm" (gamma, beta, mean, variance of each channel, axis 1), "add", "sub", "mul", "div"
+        kind: "batch_norm" (gamma, beta, mean, variance of each channel), "add", "sub", "mul", "div"
             (constant on the right), "rsub" (constant on the left).
         values: names of the constants.
         epsilon: of the batch norm.
         operand: the one constant of the other kinds, as it broadcasts.
+        axis: of the batch norm's channels (batch = 0).
     """
 
     kind: str
     values: tuple[str, ...]
     epsilon: float = 0.0
     operand: Operand | None = None
+    axis: int = 1
 
     @property
     def per_tensor(self) -> bool:
@@ -105,7 +107,7 @@ class Affine:
     def is_along(self, axis: int) -> bool:
         """True when the constants vary along no axis but this one (batch = 0)."""
         if self.operand is None:
-            return axis == 1
+            return axis == self.axis
         return all(n == 1 for i, n in enumerate(self.operand.shape) if i != axis)
 
 
@@ -114,7 +116,7 @@ class Weights:
     """Where the weights of a layer come from.
 
     Attributes:
-        weight: name of the constant; None for ones.
+        weight: name of the constant; None for ones, of a matrix on its diagonal.
         bias: name of the constant; None for zeros.
         transposed: the constant is (in, out) instead of (out, in).
         alpha: factor of the weight (Gemm).

@@ -26,6 +26,7 @@ from trainer_client.qat.admission import admitted, require_one_device
 from trainer_client.qat.attention import write_out_attention
 from trainer_client.qat.fold import VALUE_NAME, value_name
 from trainer_client.qat.liveness import freeze_buffers, warn_of_frozen
+from trainer_client.qat.pooling import write_out_pools
 from trainer_client.qat.refusal import refusal, require_determinism
 from trainer_client.qat.signature import Signature
 from trainer_client.qat.strides import forget_strides, pool_without_strides
@@ -123,6 +124,7 @@ def capture(
             shapes = _dynamic_shapes(model, signature, probes, keywords)
             exported = torch.export.export(model, probes, keywords, dynamic_shapes=shapes)
             write_out_attention(exported)
+            write_out_pools(exported)
             pool_without_strides(exported)
             constants = _take_constants(exported)
             stage = "the ONNX exporter"

@@ -174,12 +174,11 @@ def _fold_masks(graph: Graph, constants: Constants) -> Graph:
 
 
 def _hides(kernel: Kernel, constants: Constants) -> Operand | None:
-    """The constant that is added, if it is 0 or far below, so that softmax makes 0 of what it hides."""
+    """The constant that is added, if some of it is so far below 0 that softmax makes 0 of what it hides."""
     if not isinstance(kernel, Affine) or kernel.kind != "add" or kernel.operand is None:
         return None
     values = constants.array(kernel.operand.name)
-    hidden = values <= _HIDES
-    return kernel.operand if hidden.any() and ((values == 0) | hidden).all() else None
+    return kernel.operand if bool((values <= _HIDES).any()) else None
 
 
 def _fold_pad(producer: Operation, follower: Operation) -> Operation | None:
@@ -272,6 +271,10 @@ def _standalone(operation: Operation) -> Operation:
     kernel = operation.kernel
     if not isinstance(kernel, Affine):
         return operation
+    if kernel.kind == "batch_norm" and kernel.axis != 1:
+        # Samples are in rows (a batch norm on merged axes): a matrix with nothing beside its diagonal.
+        weights = Weights(None, None, operation.shape[kernel.axis - 1], affines=(kernel,))
+        return replace(operation, kernel=Gemm(weights, kernel.axis - len(operation.shape) - 1))
     if kernel.kind == "batch_norm" or (kernel.is_along(1) and len(operation.shape) in (1, 3)):
         channels = operation.shape[0]
         weights = Weights(None, None, channels, affines=(kernel,))

@@ -206,7 +206,8 @@ def fold(kernel: Conv | Gemm, constants: Constants) -> tuple[Float32Array, Float
     source = kernel.weights
     bias = _bias(source, constants)
     if source.weight is None:
-        weight = np.ones((source.channels, 1, 1, 1), np.float32)
+        ones = np.ones((source.channels, 1, 1, 1), np.float32)
+        weight = ones if isinstance(kernel, Conv) else np.eye(source.channels, dtype=np.float32)
     else:
         weight = constants.array(source.weight)
         weight = _as_convolution(kernel, weight) if isinstance(kernel, Conv) else weight

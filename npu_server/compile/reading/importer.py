@@ -313,6 +313,10 @@ class Importer:
         """Makes an output of the node, the first by default, another view of what is computed already."""
         self._views[output or node.output[0]] = view
 
+    def named(self, name: str) -> View:
+        """What an operation has been emitted as."""
+        return self._views[name]
+
     def view(self, node: NodeProto, index: int) -> View:
         """An input that must be an activation."""
         view = self._views.get(node.input[index]) if index < len(node.input) else None

@@ -140,18 +140,19 @@ def _matmul_of_activations(im: Importer, node: NodeProto) -> None:
 
 
 def _batch_norm(im: Importer, node: NodeProto) -> None:
-    x, shape = im.activation(node, 0)
-    given = attributes(node)
-    if not 1 <= len(shape) <= 3:
+    view, given = im.view(node, 0), attributes(node)
+    if not 2 <= len(view.dims) <= 4 or view.axis == 1:
         raise refuse(node, "needs (N, C), (N, C, L) or (N, C, H, W)")
+    channels = view.dims[1]
     for index, what in enumerate(("scale", "bias", "mean", "variance"), 1):
         value = im.constant(node, index, what)
-        if value is None or value.shape != (shape[0],):
-            raise refuse(node, f"{what} must have one entry for each of {shape[0]} channels")
+        if value is None or value.shape != (channels,):
+            raise refuse(node, f"{what} must have one entry for each of {channels} channels")
     if given.get("training_mode", 0):
         raise refuse(node, "training mode; export the model in eval mode")
     epsilon = float(given.get("epsilon", 1e-5))  # type: ignore[arg-type]
-    im.emit(node, [x], g.Affine("batch_norm", tuple(node.input[1:5]), epsilon), shape)
+    kernel = g.Affine("batch_norm", tuple(node.input[1:5]), epsilon, axis=view.npu_axis(1))
+    im.emit_like(node, [view.name], kernel, view)
 
 
 def _concat(im: Importer, node: NodeProto) -> None:

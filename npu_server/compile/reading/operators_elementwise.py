@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import TypeGuard
 
 import numpy as np
-from onnx import NodeProto
+from onnx import NodeProto, helper
 
 from npu_server.compile import graph as g
 from npu_server.compile.reading.constants import PROBE_BATCHES, Array
 from npu_server.compile.reading.importer import Handler, Importer, attributes, refuse
+from npu_server.compile.reading.operators_moving import see_as
 from npu_server.compile.reading.views import View
 from npu_server.numerics.functions import FUNCTIONS
 
@@ -34,6 +35,8 @@ def constant_operand(im: Importer, node: NodeProto, index: int, view: View, grow
     shape, batch_axis = constant.values[0].shape, None
     if constant.depends_on_batch:
         batch_axis = view.axis - (len(view.dims) - len(shape))
+        if batch_axis >= 0 and view.before * view.after > 1:
+            return _within_batch(im, node, name, view, batch_axis)
         if batch_axis < 0 or not _repeats(constant.values, batch_axis):
             raise refuse(node, f"constant {name!r} depends on the size of the batch")
         shape = (*shape[:batch_axis], 1, *shape[batch_axis + 1 :])
@@ -43,6 +46,30 @@ def constant_operand(im: Importer, node: NodeProto, index: int, view: View, grow
             node, f"constant of shape {constant.values[0].shape} does not broadcast with {list(view.dims)}"
         )
     return g.Operand(name, placed, batch_axis)
+
+
+def _within_batch(im: Importer, node: NodeProto, name: str, view: View, axis: int) -> g.Operand:
+    """A constant whose axis holds something for each sample (windows), the same for all of them."""
+    around = im.constants[name].values[0].shape
+    placed = view.operand_shape((*around[:axis], 1, *around[axis + 1 :]))
+    factors = (view.before, -1, view.after)
+    whole = around[axis] == view.before * PROBE_BATCHES[0] * view.after
+    apart, own = f"{node.output[0]}/{name} apart", f"{node.output[0]}/{name} of a sample"
+    if placed is not None and whole:
+        split, first = f"{apart}/shape", f"{apart}/first"
+        im.constants.put(split, np.array((*around[:axis], *factors, *around[axis + 1 :])))
+        im.constants.put(first, np.array(0))
+        for step in (
+            helper.make_node("Reshape", [name, split], [apart]),
+            helper.make_node("Gather", [apart, first], [own], axis=axis + 1),
+        ):
+            im.constants.fold(step, lambda name, batch: None)
+        batches = (np.moveaxis(value, axis + 1, 0) for value in im.constants[apart].values)
+        alike = all(bool((each == each[:1]).all()) for each in batches)
+        if alike and not im.constants[own].depends_on_batch:
+            beside = [n for n in (view.before, view.after) if n != 1]
+            return g.Operand(own, (*placed[: 1 + view.axis], *beside, *placed[1 + view.axis + len(beside) :]))
+    raise refuse(node, f"constant {name!r} depends on the size of the batch")
 
 
 def _repeats(values: tuple[Array, Array], axis: int) -> bool:
@@ -64,6 +91,7 @@ def _binary(im: Importer, node: NodeProto) -> None:
         return
     left = constant[0]
     view = im.view(node, 1 if left else 0)
+    view = _lifted(im, node, view, im.constants.array(node.input[0 if left else 1]).ndim)
     if left and op == "div":
         _reciprocal(im, node, view)
         return
@@ -77,6 +105,15 @@ def _binary(im: Importer, node: NodeProto) -> None:
         im.alias(node, view)
         return
     im.emit_like(node, [view.name], g.Affine(kind, (operand.name,), operand=operand), view)
+
+
+def _lifted(im: Importer, node: NodeProto, view: View, rank: int) -> View:
+    """The activation with as many dimensions as a constant that has more."""
+    if rank <= len(view.dims):
+        return view
+    ones, name = (1,) * (rank - len(view.dims)), f"{node.output[0]}/lifted"
+    see_as(im, node, view, [(*ones, *view.at(batch)) for batch in PROBE_BATCHES], name)
+    return im.named(name)
 
 
 def _grown(view: View, operands: Sequence[g.Operand]) -> View:

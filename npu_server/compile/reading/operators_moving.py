@@ -34,15 +34,23 @@ def integers(im: Importer, node: NodeProto, index: int, what: str) -> list[int] 
     return None if value is None else [int(n) for n in value.reshape(-1)]
 
 
-def _see_as(im: Importer, node: NodeProto, view: View, targets: Sequence[g.Shape]) -> None:
-    """The same elements in another shape, which may be no work at all."""
+def see_as(im: Importer, node: NodeProto, view: View, targets: Sequence[g.Shape], output: str = "") -> None:
+    """The same elements in another shape, which may be no work at all.
+
+    Args:
+        im: the importer.
+        node: the node.
+        view: the elements.
+        targets: the shape at each of `PROBE_BATCHES`.
+        output: which value it is; the node's by default.
+    """
     result = view.reshaped(targets)
     if result is None:
         raise refuse(node, f"target shape {targets[0]} (at batch {PROBE_BATCHES[0]}) tears the batch apart")
     if result.shape == view.shape:
-        im.alias(node, result)
+        im.alias(node, result, output)
     else:
-        im.emit(node, [view.name], g.Reshape(), result.shape, result)
+        im.emit(node, [view.name], g.Reshape(), result.shape, result, output)
 
 
 def _reshape(im: Importer, node: NodeProto) -> None:
@@ -58,7 +66,7 @@ def _reshape(im: Importer, node: NodeProto) -> None:
     first, second = targets
     if first is None or second is None:
         raise refuse(node, f"target shape {wanted[0].tolist()} does not fit {view.at(PROBE_BATCHES[0])}")
-    _see_as(im, node, view, [first, second])
+    see_as(im, node, view, [first, second])
 
 
 def _reshaped(shape: g.Shape, target: list[int], allow_zero: bool) -> g.Shape | None:
@@ -77,7 +85,7 @@ def _flatten(im: Importer, node: NodeProto) -> None:
     axis = integer(node, "axis", 1)
     axis += len(view.dims) if axis < 0 else 0
     shapes = [view.at(batch) for batch in PROBE_BATCHES]
-    _see_as(im, node, view, [(math.prod(s[:axis]), math.prod(s[axis:])) for s in shapes])
+    see_as(im, node, view, [(math.prod(s[:axis]), math.prod(s[axis:])) for s in shapes])
 
 
 def _squeeze(im: Importer, node: NodeProto) -> None:
@@ -87,7 +95,7 @@ def _squeeze(im: Importer, node: NodeProto) -> None:
     gone = ones if axes is None else [axis_of(node, view, axis) for axis in axes]
     if any(view.dims[axis] != 1 for axis in gone):
         raise refuse(node, f"axes {axes} of {view.dims} are not all 1")
-    _see_as(
+    see_as(
         im,
         node,
         view,
@@ -104,7 +112,7 @@ def _unsqueeze(im: Importer, node: NodeProto) -> None:
     for axis in sorted(new):
         for shape in shapes:
             shape.insert(axis, 1)
-    _see_as(im, node, view, [tuple(shape) for shape in shapes])
+    see_as(im, node, view, [tuple(shape) for shape in shapes])
 
 
 def _transpose(im: Importer, node: NodeProto) -> None:

@@ -18,7 +18,7 @@ from npu_server.compile.reading.importer import (
     attributes,
     refuse,
 )
-from npu_server.compile.reading.operators_moving import axis_of, integer, integers
+from npu_server.compile.reading.operators_moving import axis_of, integer, integers, see_as
 from npu_server.compile.reading.resizing import linear_taps, nearest_indices, target_sizes
 from npu_server.compile.reading.views import View
 
@@ -163,10 +163,18 @@ def _gather(im: Importer, node: NodeProto) -> None:
     axis = axis_of(node, view, integer(node, "axis", 0))
     value = im.constant(node, 1, "the indices")
     size = view.dims[axis]
-    if value is None or value.ndim > 1 or not ((value >= -size) & (value < size)).all():
-        raise refuse(node, f"indices must be constant, one or a list of them, within {size}")
+    if value is None or not ((value >= -size) & (value < size)).all():
+        raise refuse(node, f"indices must be constant, within {size}")
+    _check_size(node, [*view.dims[:axis], value.size, *view.dims[axis + 1 :]])
     indices = [int(n) % size for n in value.reshape(-1)]
-    select(im, node, view, "Gather", {axis: indices}, drop=axis if value.ndim == 0 else None)
+    if value.ndim < 2:
+        select(im, node, view, "Gather", {axis: indices}, drop=axis if value.ndim == 0 else None)
+        return
+    taken = f"{node.output[0]}/taken"
+    select(im, node, view, "Gather", {axis: indices}, taken)
+    chosen = im.named(taken)
+    shapes = [chosen.at(batch) for batch in PROBE_BATCHES]
+    see_as(im, node, chosen, [(*s[:axis], *value.shape, *s[axis + 1 :]) for s in shapes])
 
 
 def _expand(im: Importer, node: NodeProto) -> None:
