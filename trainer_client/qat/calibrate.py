@@ -142,7 +142,12 @@ class _Observer(fx.Interpreter):
 
     def take(self, what: str) -> dict[str, Range]:
         """The ranges of the run; one copy from the device for all of them."""
-        pairs = torch.stack(self._extremes).tolist()
+        lowest = torch.finfo(torch.float32).min
+        # Minus infinity beside finite numbers is a mask's. No INT8 tensor has such a range: it is the host's.
+        pairs = [
+            (lowest if low == -math.inf and math.isfinite(high) else low, high)
+            for low, high in torch.stack(self._extremes).tolist()
+        ]
         for name, (low, high) in zip(self._seen, pairs, strict=True):
             if not (math.isfinite(low) and math.isfinite(high)):
                 only = len(self._captured.inputs) == 1
