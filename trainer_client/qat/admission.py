@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from npu_wire.errors import InvalidInput
+from npu_wire.errors import InvalidInput, UnsupportedModel
 
 
 def admitted(model: Any) -> nn.Module:
@@ -17,6 +17,7 @@ def admitted(model: Any) -> nn.Module:
 
     Raises:
         InvalidInput: no module, parameters that are not float32, or tensors without values.
+        UnsupportedModel: TorchScript.
     """
     if not isinstance(model, nn.Module):
         raise InvalidInput(
@@ -27,6 +28,11 @@ def admitted(model: Any) -> nn.Module:
         return admitted(model._orig_mod)
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return admitted(model.module)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UnsupportedModel(
+            f"{type(model).__name__} is TorchScript, which has no Python left to capture; give prepare() the "
+            "module that was scripted or traced"
+        )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise InvalidInput(

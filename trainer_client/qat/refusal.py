@@ -30,7 +30,7 @@ _REASONS = (
         "place of Python numbers, a fixed number of results",
     ),
     (
-        r"Constraints violated|specialized it to be a constant|ConstraintViolation|input of size .*\bs\d",
+        r"Constraints violated|specialized it to be a constant|is invalid for input of size",
         "the forward works for one size of batch only",
         "Take the size from the input (x.shape[0], or -1 in reshape), and neither loop over the batch nor "
         "keep tensors with as many rows as the batch",
@@ -39,11 +39,6 @@ _REASONS = (
         r"\.numpy\(\) is not supported|can't convert .* to numpy|to_numpy|__array__",
         "the forward, or a hook, leaves PyTorch for NumPy",
         "Compute with torch operations, and remove the hook before prepare()",
-    ),
-    (
-        r"ScriptModule",
-        "the model is TorchScript, which has no Python left to capture",
-        "Give prepare() the module that was scripted or traced",
     ),
     (
         r"No ONNX function found for <OpOverload\(op='(?P<operator>[^']+)'",
