@@ -215,14 +215,27 @@ def _know_dataclasses(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within the block; afterwards every submodule has its own flag again."""
+    """Evaluation mode within the block; afterwards every submodule has its own flag and buffers again.
+
+    The model runs on the example within, and a forward may write to buffers.
+    """
     flags = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, buffer._version, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not buffer.is_inference()
+    ]
     model.eval()
     try:
         yield
     finally:
         for module, flag in flags:
             module.training = flag
+        for module, name, buffer, version, before in buffers:
+            module._buffers[name] = buffer
+            if buffer._version != version:
+                buffer.copy_(before)
 
 
 @contextmanager
