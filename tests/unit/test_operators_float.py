@@ -208,6 +208,19 @@ ARITHMETIC: list[Case] = [
         },
         1.6,
     ),
+    (
+        "a state repeated over the batch, behind a layer",
+        [
+            helper.make_node("Gemm", ["x", "w"], ["a"]),
+            helper.make_node("Shape", ["x"], ["n"], end=1),
+            helper.make_node("Concat", ["n", "five"], ["s"], axis=0),
+            helper.make_node("Expand", ["c", "s"], ["e"]),
+            helper.make_node("Add", ["a", "e"], ["y"]),
+        ],
+        (6,),
+        {"w": numbers(6, 5), "c": numbers(1, 5), "five": integers(5)},
+        3.0,
+    ),
     ("stretched", node("Mul", "c"), (3, 1, 5), {"c": numbers(3, 4, 1)}, 1.6),
     ("stretched by one a channel", node("Add", "c"), (1, 4, 5), {"c": numbers(3, 1, 1)}, 1.6),
     (
