@@ -44,6 +44,7 @@ class NpuServiceStub(object):
     InvalidProfile     INVALID_ARGUMENT     a numerics profile says something illegal; not of a server that has started
     NonFiniteInput     INVALID_ARGUMENT     NaN or infinity in weights
     UnsupportedModel   FAILED_PRECONDITION  a sound model that this NPU refuses: node, operator, reason
+    MissingPackage     FAILED_PRECONDITION  this NPU needs a package that the server has not installed
     NotCalibrated      FAILED_PRECONDITION  the range of an activation is missing
     SessionLost        NOT_FOUND            no such session (lease over, released, server restarted), or the stream was
     replaced by a newer one
@@ -113,6 +114,7 @@ class NpuServiceServicer(object):
     InvalidProfile     INVALID_ARGUMENT     a numerics profile says something illegal; not of a server that has started
     NonFiniteInput     INVALID_ARGUMENT     NaN or infinity in weights
     UnsupportedModel   FAILED_PRECONDITION  a sound model that this NPU refuses: node, operator, reason
+    MissingPackage     FAILED_PRECONDITION  this NPU needs a package that the server has not installed
     NotCalibrated      FAILED_PRECONDITION  the range of an activation is missing
     SessionLost        NOT_FOUND            no such session (lease over, released, server restarted), or the stream was
     replaced by a newer one
@@ -233,6 +235,7 @@ class NpuService(object):
     InvalidProfile     INVALID_ARGUMENT     a numerics profile says something illegal; not of a server that has started
     NonFiniteInput     INVALID_ARGUMENT     NaN or infinity in weights
     UnsupportedModel   FAILED_PRECONDITION  a sound model that this NPU refuses: node, operator, reason
+    MissingPackage     FAILED_PRECONDITION  this NPU needs a package that the server has not installed
     NotCalibrated      FAILED_PRECONDITION  the range of an activation is missing
     SessionLost        NOT_FOUND            no such session (lease over, released, server restarted), or the stream was
     replaced by a newer one

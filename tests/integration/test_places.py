@@ -94,6 +94,7 @@ def test_a_compile_that_waits_for_its_turn_gives_its_place_back_at_once(
                 == 4
             )
         )
+        raw.stub.Describe(npu_pb2.DescribeRequest())  # behind the cancellations: all of them are known now
         slow.compiled.set()
         waiting.result(TIMEOUT_S)
     wait_until(lambda: slow.calls.count("program closed") == 4)
