@@ -169,7 +169,7 @@ def _prelu_tables(layer: Layer, kernel: PRelu, constants: Constants, profile: Pr
 
 
 def _number(affine: Affine, constants: Constants) -> Float64Array:
-    return constants.array(affine.values[0]).astype(np.float64).reshape(())
+    return np.array(constants.number(affine.values[0]))
 
 
 def _values(layer: Layer, operand: Operand, constants: Constants, infinite: bool = False) -> Float64Array:
