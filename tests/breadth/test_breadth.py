@@ -14,7 +14,9 @@ FEW = [
 ]
 MORE = [
     "MobileNetV1ForImageClassification",
-    "BeitForImageClassification",
+    "BertForSequenceClassification",
+    "LSTM, bidirectional",
+    "detector, three outputs",
     "ConvNextForImageClassification",
     "PoolFormerForImageClassification",
     "PvtV2ForImageClassification",

@@ -100,7 +100,6 @@ _EVALUATED = _ELEMENTWISE | frozenset(
         "ReduceMin",
         "ReduceProd",
         "MatMul",
-        "GatherElements",
         "GatherND",
         "ScatterND",
     ]
@@ -417,11 +416,9 @@ def _check_size(node: NodeProto, arrays: list[Array]) -> int:
             size = (arrays[0].size // max(1, arrays[0].shape[-1])) * (
                 arrays[1].size // max(1, arrays[1].shape[max(0, arrays[1].ndim - 2)])
             )
-        elif node.op_type in ("GatherND", "GatherElements"):
-            size = arrays[1].size
-            if node.op_type == "GatherND":
-                rows, columns = arrays[1].shape[:-1], arrays[1].shape[-1]
-                size = math.prod(rows) * math.prod(arrays[0].shape[columns:])
+        elif node.op_type == "GatherND":
+            rows, columns = arrays[1].shape[:-1], arrays[1].shape[-1]
+            size = math.prod(rows) * math.prod(arrays[0].shape[columns:])
         elif node.op_type == "Concat":
             size = sum(a.size for a in arrays)
         elif node.op_type == "Constant":
