@@ -235,7 +235,7 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
         for module, name, buffer, version, before in buffers:
             module._buffers[name] = buffer
             if buffer._version != version:
-                buffer.copy_(before)
+                buffer.detach().copy_(before)
 
 
 @contextmanager
