@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from npu_server.conformance.graphs import float_values
+from npu_server.conformance.graphs import INPUT, OTHER_INPUT, OUTPUT, SUM, float_values, with_two_inputs
 from npu_server.conformance.probe import Broken, Probe, raises, same
 from npu_server.conformance.targets import run_all
 from npu_wire.errors import InvalidInput, InvalidModel, NonFiniteInput, NotCalibrated, NpuError
@@ -115,6 +115,31 @@ def taps_change_nothing(probe: Probe) -> None:
         same(named, {layers[i].name: whole[i] for i in got}, f"taps {taps}")
 
 
+def named_inputs_and_outputs(probe: Probe) -> None:
+    """Inputs go by name, in any order; outputs come untapped, also one that other layers read."""
+    if "Add" not in probe.target.capabilities.operators:
+        return
+    low, high = probe.ranges[INPUT]
+    ranges = {**probe.ranges, OTHER_INPUT: (low / 2, high / 2), SUM: (2 * low, 2 * high)}
+    session = probe.compile_model(with_two_inputs(probe.case), ranges)
+    layer_map = session.layer_map
+    names = {spec.name for spec in layer_map.inputs}, set(layer_map.outputs)
+    if names != ({INPUT, OTHER_INPUT}, {SUM, OUTPUT}):
+        raise Broken(
+            f"inputs and outputs are {names}; the model's are {INPUT}, {OTHER_INPUT}, {SUM}, {OUTPUT}"
+        )
+    inputs = {INPUT: probe.batch, OTHER_INPUT: probe.batch[::-1].copy()}
+    came = session.run(inputs, ())
+    outputs = {layer_map.layers[i].name: tensor for i, tensor in came.items()}
+    if outputs.keys() != {SUM, OUTPUT}:
+        raise Broken(f"layers {sorted(outputs)} came untapped; due are {SUM} and {OUTPUT}")
+    again = session.run(dict(reversed(inputs.items())), ())
+    same({layer_map.layers[i].name: t for i, t in again.items()}, outputs, "inputs given in another order")
+    alone = probe.compile_model(probe.case.model(), {**ranges, INPUT: ranges[SUM]})
+    expected = run_all(alone, outputs[SUM])[OUTPUT]
+    same({OUTPUT: outputs[OUTPUT]}, {OUTPUT: expected}, "fed with the sum of two inputs")
+
+
 def batch_limits(probe: Probe) -> None:
     """Batches of 1 to max_batch samples run; empty, larger, misshapen or otherwise typed ones are refused."""
     session, largest = probe.compile(), probe.target.capabilities.max_batch
@@ -203,6 +228,7 @@ def contract_checks() -> Iterator[tuple[str, Check]]:
         "lifecycle": (compile_twice, side_by_side, closed_is_closed),
         "weights": (weights_take_effect, weights_all_or_nothing),
         "determinism": (same_batch_twice, rows_are_independent, taps_change_nothing),
+        "signature": (named_inputs_and_outputs,),
         "limits": (batch_limits, bad_models),
         "layer map": (map_is_constant, scales_are_true),
     }

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import infer_shapes
@@ -18,6 +19,7 @@ from npu_wire.layer_map import INT8_MAX, INT8_MIN, Float32Array, Int8Array
 OPSET = 20
 IR_VERSION = 10
 INPUT, OUTPUT = "x", "y"
+OTHER_INPUT, SUM = "x2", "x_sum"
 
 Array = npt.NDArray[Any]
 
@@ -126,6 +128,19 @@ def single_node_model(node: NodeProto, inputs: Mapping[str, Array], opset: int) 
     graph = helper.make_graph([node], "node", entries, exits)
     opsets = [helper.make_opsetid("", opset)]
     return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION).SerializeToString())
+
+
+def with_two_inputs(case: Case) -> bytes:
+    """A case's model behind the sum of two inputs, which is an output as well."""
+    model = onnx.load_model_from_string(case.model())
+    graph = model.graph
+    for node in graph.node:
+        node.input[:] = [SUM if name == INPUT else name for name in node.input]
+    graph.node.insert(0, helper.make_node("Add", [INPUT, OTHER_INPUT], [SUM], "sum_of_inputs"))
+    shape: list[str | int | None] = ["batch", *case.shape]
+    graph.input.append(helper.make_tensor_value_info(OTHER_INPUT, TensorProto.FLOAT, shape))
+    graph.output.append(helper.make_tensor_value_info(SUM, TensorProto.FLOAT, shape))
+    return bytes(model.SerializeToString())
 
 
 def weights(rng: np.random.Generator, shape: tuple[int, ...]) -> Float32Array:

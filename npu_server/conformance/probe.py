@@ -37,7 +37,11 @@ class Probe:
 
     def compile(self, weights: Mapping[str, Float32Array] | None = None) -> Session:
         """The model, with other weights where given."""
-        session = self.target.compile(self.with_weights(weights or {}).model(), self.ranges)
+        return self.compile_model(self.with_weights(weights or {}).model(), self.ranges)
+
+    def compile_model(self, model: bytes, ranges: Ranges) -> Session:
+        """Another model; `release` closes it as well."""
+        session = self.target.compile(model, ranges)
         self.opened.append(session)
         return session
 

@@ -119,6 +119,17 @@ class Nondeterministic(VendorProgram):
         return data
 
 
+class InputsByOrder(VendorProgram):
+    def forward(self, inputs: Mapping[str, Array], taps: Collection[int]) -> Iterator[LayerTensor | None]:
+        return super().forward(self.layer_map.named(*inputs.values()), taps)
+
+
+class LastLayerOnly(VendorProgram):
+    def forward(self, inputs: Mapping[str, Array], taps: Collection[int]) -> Iterator[LayerTensor | None]:
+        due = {*taps, len(self.layer_map.layers) - 1}
+        return (t for t in super().forward(inputs, taps) if t is None or t.layer in due)
+
+
 class ForgetsShapes(VendorProgram):
     @property
     def parameters(self) -> Mapping[str, tuple[int, ...]]:

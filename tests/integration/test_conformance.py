@@ -105,6 +105,8 @@ def test_a_right_vendor_passes() -> None:
         (faulty.with_program(faulty.Nondeterministic), "determinism: The same batch gives the same bits"),
         (faulty.with_program(faulty.SamplesMix), "determinism: A sample gives the same bits in any batch"),
         (faulty.with_program(faulty.TapsShow), "determinism: Which layers are tapped"),
+        (faulty.with_program(faulty.InputsByOrder), "signature: Inputs go by name"),
+        (faulty.with_program(faulty.LastLayerOnly), "signature: Inputs go by name"),
         (faulty.with_program(faulty.ForgetsShapes), "weights: A program tells name and shape"),
         (faulty.with_program(faulty.HalfAnUpdate), "weights: An update with a wrong name"),
         (faulty.with_program(faulty.LateWeights), "weights: After an update a program yields"),
