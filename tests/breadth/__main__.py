@@ -50,7 +50,7 @@ def main() -> int:
     everything = _in_order(known.values(), catalogue())
     if given.write:
         _write(RESULTS, everything)
-        PAGE.write_text(markdown(everything), "utf-8")
+        PAGE.write_text(markdown(everything, len(catalogue())), "utf-8")
     return int(any(not _done(outcome) and outcome.status != "refused" for outcome in everything))
 
 

@@ -24,16 +24,21 @@ softmax and layer norm, because the profile says so): their bits are the runtime
 """
 
 
-def markdown(outcomes: Sequence[Outcome]) -> str:
+def markdown(outcomes: Sequence[Outcome], catalogued: int) -> str:
     """The page.
 
     Args:
-        outcomes: of all networks, in the catalogue's order.
+        outcomes: in the catalogue's order.
+        catalogued: networks in the catalogue, measured or not.
     """
     commits = sorted({outcome.commit for outcome in outcomes if outcome.commit})
     named = f"; this one is of commit {', '.join(f'`{c}`' for c in commits)}" if commits else ""
     intro = _INTRO.format(profile=PROFILE, commits=named)
     parts = [intro, *_summary(outcomes)]
+    if len(outcomes) < catalogued:
+        parts.append(
+            f"Not measured yet: {catalogued - len(outcomes)} of the catalogue's {catalogued} networks."
+        )
     for group in dict.fromkeys(outcome.group for outcome in outcomes):
         parts += ["", f"## {group.capitalize()}", "", *_networks([o for o in outcomes if o.group == group])]
     return "\n".join([*parts, *_refusals(outcomes), *_unbuilt(outcomes)]) + "\n"

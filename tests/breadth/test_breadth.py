@@ -13,6 +13,7 @@ FEW = [
     "TCN",
 ]
 MORE = [
+    "mobilenetv3_small_minimal_100",
     "MobileNetV1ForImageClassification",
     "BertForSequenceClassification",
     "LSTM, bidirectional",
