@@ -138,7 +138,7 @@ def test_every_injected_value_is_the_npus(embedded: Connection, monkeypatch: pyt
         session = second.compile(fresh._captured.onnx, qat.ranges)
         entry = session.layer_map.inputs[0]
         codes = np.clip(np.rint(x.numpy() / np.float32(entry.scale)) + entry.zero_point, -128, 127)
-        answer = session.submit(codes.astype(np.int8), sorted(computing))
+        answer = session.submit({entry.name: codes.astype(np.int8)}, sorted(computing))
         for layer, value in values.items():
             spec = session.layer_map.layers[layer].output
             expected = dequantize(answer.tensor(layer), spec.scale, spec.zero_point)

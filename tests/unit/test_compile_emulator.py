@@ -100,7 +100,7 @@ def test_yielded_tensors_stay_as_they_are(backend: type[Backend]) -> None:
     layers = program.layer_map.layers
     held = [
         (t.layer, t.data, t.data.copy())
-        for t in program.forward(random_codes(rng, 2, 3, 5, 4), range(len(layers)))
+        for t in program.forward({"x": random_codes(rng, 2, 3, 5, 4)}, range(len(layers)))
     ]
     for i, (layer, data, copy) in enumerate(held):
         np.testing.assert_array_equal(data, copy)
