@@ -168,6 +168,9 @@ def _output_quantization(
         name = function.name if isinstance(function, Function) else ""
         if profile.lut.output == "fixed" and name in _FIXED:
             return _FIXED[name]
+    joins = isinstance(kernel, Concat) and not kernel.constants and len(set(sources)) == 1
+    if joins and operation.output not in ranges:
+        return sources[0]  # a roll over two axes joins what nobody but the exporter names
     bounds = _known_bounds(kernel)
     if operation.output not in ranges and bounds is not None:
         return activation_quantization(operation.output, *bounds, profile)
