@@ -14,9 +14,10 @@ from npu_server.compile.graph import HostInput, HostPart
 from npu_server.compile.planning.lowering import Layer
 from npu_server.compile.planning.weights import Prepared
 from npu_wire.errors import DeviceFault, InvalidInput, UnsupportedModel
-from npu_wire.layer_map import Array, Float32Array, Int8Array
+from npu_wire.layer_map import Array, Float32Array, InputSpec, Int8Array, LayerMap, TensorSpec
 from npu_wire.quantize import dequantize
 
+_ROUNDINGS = 2  # codes by which float sums of another order may differ
 _SESSIONS: WeakKeyDictionary[HostPart, Any] = WeakKeyDictionary()
 
 
@@ -84,6 +85,45 @@ def run_part(layer: Layer, kernel: HostPart, prepared: Prepared, inputs: list[Ar
         raise DeviceFault(f"{_called(layer)} yields shape {value.shape}, compiled for {layer.shape}")
     ordered = np.swapaxes(value.reshape(outer, samples, -1), 0, 1).reshape(samples, *layer.shape)
     return _quantized(layer, ordered)
+
+
+def refuse_mixed_samples(layer: Layer, kernel: HostPart, prepared: Prepared, layer_map: LayerMap) -> None:
+    """Tries whether each sample's result is its own: a batch may be computed in parts, of any size.
+
+    Two random samples are computed together and one by one; a rounding of the float sums may differ.
+
+    Raises:
+        UnsupportedModel: what a sample yields depends on the others of its batch.
+    """
+    rng = np.random.default_rng(0)
+    specs = {spec.name: spec for spec in layer_map.inputs} | layer_map.tensors
+    pair = [_drawn(specs[given.tensor], rng) for given in kernel.inputs]
+    batched = [getattr(specs[given.tensor], "batched", True) for given in kernel.inputs]
+
+    def part(samples: slice) -> Int8Array:
+        chosen = [x[samples] if b else x for x, b in zip(pair, batched, strict=True)]
+        return run_part(layer, kernel, prepared, chosen)
+
+    try:
+        together, alone = part(slice(2)), np.concatenate([part(slice(1)), part(slice(1, 2))])
+    except InvalidInput:
+        return  # random values are not for it; what it says then is for the batch that brings such
+    if np.abs(together.astype(np.int16) - alone).max(initial=0) > _ROUNDINGS:
+        raise UnsupportedModel(
+            f"{_called(layer)}: a sample's result depends on the other samples of its batch, and an NPU takes "
+            "batches in parts; compute statistics of a batch (batch norm without running ones, a maximum or "
+            "mean over everything, sorting along the batch) outside of the model, or freeze them"
+        )
+
+
+def _drawn(spec: InputSpec, rng: np.random.Generator) -> Array:
+    """Two samples of a tensor, or an input without samples."""
+    if isinstance(spec, TensorSpec):
+        return rng.integers(-128, 128, (2, *spec.shape), np.int8)
+    shape = (2, *spec.shape) if spec.batched else spec.shape
+    if spec.dtype.kind == "f":
+        return rng.standard_normal(shape).astype(spec.dtype)
+    return rng.integers(0, 2, shape).astype(spec.dtype)
 
 
 def _quantized(layer: Layer, real: Float32Array) -> Int8Array:

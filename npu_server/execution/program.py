@@ -15,7 +15,7 @@ from npu_server.compile.reading.constants import Constants
 from npu_server.compile.reading.importer import HostRules
 from npu_server.compile.reading.model import read_model
 from npu_server.compile.reading.operators import import_model
-from npu_server.execution.host_part import open_part
+from npu_server.execution.host_part import open_part, refuse_mixed_samples
 from npu_server.execution.slices import samples_at_once
 from npu_server.numerics.profile import Profile
 from npu_server.seam import LayerTensor, Ranges
@@ -205,6 +205,8 @@ def compile_program(
     for layer in plan.layers:
         if isinstance(layer.kernel, HostPart):
             open_part(layer, layer.kernel)
+            prepared = prepare(layer, constants, profile)
+            refuse_mixed_samples(layer, layer.kernel, prepared, plan.layer_map)
     return CompiledProgram(plan, constants, profile, kernels, max_batch)
 
 

@@ -360,3 +360,26 @@ def test_bad_value_is_a_profile_error(tmp_path, value: str) -> None:
 def test_shipped_profiles_use_the_host() -> None:
     """Every NPU that ships has a host."""
     assert all(load_profile(name).takes_on_host("LSTM") for name in list_profiles())
+
+
+@pytest.mark.parametrize(
+    "mixes",
+    [
+        [node("CumSum", "x first", "h")],
+        [node("ReduceMean", "x first_axis", "m", keepdims=1), node("Sub", "x m", "h")],
+        [node("ReduceMax", "x", "m", keepdims=1), node("Sub", "x m", "h")],
+    ],
+    ids=["sum along the batch", "less the batch's mean", "less the largest of all"],
+)
+@pytest.mark.parametrize("backend", [ReferenceBackend, EmulatorBackend])
+def test_what_mixes_the_samples_of_a_batch_is_refused(backend: type, mixes: list[onnx.NodeProto]) -> None:
+    """A batch that is computed in parts would have other numbers, and nobody would know."""
+    case = Case(
+        [*mixes, node("Flatten", "h", "flat"), node("Gemm", "flat w", "y")],
+        {"first": np.array(0), "first_axis": np.array([0]), "w": normal(20, 3)},
+        {"x": (FLOAT, (5, 4))},
+        "y",
+        "x m h flat y",
+    )
+    with pytest.raises(UnsupportedModel, match="depends on the other samples of its batch"):
+        run(backend, case)
