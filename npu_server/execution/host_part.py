@@ -96,7 +96,8 @@ def refuse_mixed_samples(layer: Layer, kernel: HostPart, prepared: Prepared, lay
         UnsupportedModel: what a sample yields depends on the others of its batch.
     """
     rng = np.random.default_rng(0)
-    specs = {spec.name: spec for spec in layer_map.inputs} | layer_map.tensors
+    specs: dict[str, InputSpec] = {spec.name: spec for spec in layer_map.inputs}
+    specs.update(layer_map.tensors)
     pair = [_drawn(specs[given.tensor], rng) for given in kernel.inputs]
     batched = [getattr(specs[given.tensor], "batched", True) for given in kernel.inputs]
 
@@ -110,8 +111,8 @@ def refuse_mixed_samples(layer: Layer, kernel: HostPart, prepared: Prepared, lay
         return  # random values are not for it; what it says then is for the batch that brings such
     if np.abs(together.astype(np.int16) - alone).max(initial=0) > _ROUNDINGS:
         raise UnsupportedModel(
-            f"{_called(layer)}: a sample's result depends on the other samples of its batch, and an NPU takes "
-            "batches in parts; compute statistics of a batch (batch norm without running ones, a maximum or "
+            f"{_called(layer)}: a sample's result depends on the others of its batch, and batches may be "
+            "computed in parts; compute statistics of a batch (batch norm without running ones, a maximum or "
             "mean over everything, sorting along the batch) outside of the model, or freeze them"
         )
 

@@ -46,12 +46,13 @@ def judge_network(
         batch: int8 input, (n, ...).
     """
     arithmetic = load_profile(profile)
-    values = {-1: batch}
+    values: dict[str, Int8Array] = {}
     layers = elements = mismatches = 0
     wrong: list[str] = []
     unjudged: dict[str, str] = {}
-    for position, judged in enumerate(compile_layers(model, ranges, arithmetic)):
-        inputs = [values[source] for source in judged.layer.inputs]
+    for judged in compile_layers(model, ranges, arithmetic):
+        # What no layer has yielded is the input, of which these networks have one.
+        inputs = [values.get(source, batch) for source in judged.layer.spec.inputs]
         ours = our_outputs(judged, inputs, arithmetic)
         spec = judged.layer.spec
         try:
@@ -65,11 +66,11 @@ def judge_network(
             expected = judge.run(judged, inputs)
         except Unjudged as reason:
             unjudged.setdefault(spec.op, str(reason))
-            values[position] = ours[0]
+            values[spec.name] = ours[0]
             continue
         differs = np.logical_or.reduce([output != expected for output in ours])
         layers, elements, mismatches = layers + 1, elements + expected.size, mismatches + int(differs.sum())
         if differs.any():
             wrong.append(spec.name)
-        values[position] = expected
+        values[spec.name] = expected
     return Verdict(judge.name, layers, elements, mismatches, tuple(wrong), unjudged)

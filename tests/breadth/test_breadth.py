@@ -41,6 +41,7 @@ def _wrong(found: list[Outcome]) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_a_few_networks_run() -> None:
     """Both backends agree, evaluation is the training forward bit for bit, every gradient is there."""
     assert _wrong(_examined(FEW)) == []

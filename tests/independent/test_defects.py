@@ -39,7 +39,7 @@ DEFECTS: dict[str, tuple[Callable, str, str]] = {
         "min(float(low), 0.0), max(float(high), 0.0)",
         "float(low), float(high)",
     ),
-    "fused clip bound off by one": (lowering._layer, "high = code_of(", "high = 1 + code_of("),
+    "fused clip bound off by one": (lowering._clamped_codes, "high = code_of(", "high = 1 + code_of("),
     "fused clip bound truncated": (scales.code_of, "round_half_away(np.asarray(ratio))", "np.trunc(ratio)"),
     "clamp forgotten": (lowering._layer, "operation.clamp or Clamp()", "Clamp()"),
     "batch norm without epsilon": (weights._scale_and_shift, " + np.float32(affine.epsilon)", ""),

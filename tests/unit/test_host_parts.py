@@ -381,5 +381,5 @@ def test_what_mixes_the_samples_of_a_batch_is_refused(backend: type, mixes: list
         "y",
         "x m h flat y",
     )
-    with pytest.raises(UnsupportedModel, match="depends on the other samples of its batch"):
+    with pytest.raises(UnsupportedModel, match="depends on the others of its batch"):
         run(backend, case)

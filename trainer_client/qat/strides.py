@@ -33,8 +33,15 @@ def pool_without_strides(program: torch.export.ExportedProgram) -> None:
 
 
 def forget_strides(graph: fx.GraphModule) -> None:
-    """Replaces `view` by `reshape` and gives `as_strided` the order that it was traced with, in place."""
+    """Replaces `view` by `reshape` and gives `as_strided` the order that it was traced with, in place.
+
+    `type_as` looks at another tensor's type, as if the value depended on it; what is of the type already is
+    taken as it is.
+    """
     for node in graph.graph.nodes:
+        if node.target is _aten.type_as.default and node.meta["val"].dtype == node.args[0].meta["val"].dtype:
+            node.replace_all_uses_with(node.args[0])
+            continue
         if node.target in _VIEWS:
             node.target = _aten.reshape.default
         elif node.target is _aten.as_strided.default:
