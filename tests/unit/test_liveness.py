@@ -77,3 +77,37 @@ def test_a_module_that_changed_after_prepare_is_refused(mode: bool) -> None:
         qat(images(2))
     net.stem_act = original
     assert qat(images(2)).shape == (2, 5)
+
+
+class Keeps(nn.Module):
+    """Computes its bias once in evaluation, as LeViT does, and drops it in `train()`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bias = nn.Conv2d(3, 4, 1), nn.Parameter(torch.ones(4, 1, 1))
+        self.kept: dict[str, Tensor] = {}
+
+    def train(self, mode: bool = True) -> "Keeps":
+        super().train(mode)
+        if mode:
+            self.kept = {}
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return self.conv(x) + self.bias * 2
+        if "bias" not in self.kept:
+            self.kept["bias"] = self.bias * 2
+        return self.conv(x) + self.kept["bias"]
+
+
+def test_what_a_model_keeps_in_evaluation_is_computed_anew() -> None:
+    """Its parameter trains in the loop, and the model itself holds no tensor of the trace afterwards."""
+    net, x = Keeps().eval(), image(6)
+    with torch.no_grad():
+        wanted = net(x)
+    qat = prepare(net, x, InProcessNpu(EmulatorBackend(BackendOptions(profile="tflm")))).calibrate(x)
+    qat(x).square().sum().backward()
+    assert net.bias.grad is not None
+    assert bool(net.bias.grad.abs().sum() > 0)
+    torch.testing.assert_close(net(x), wanted)

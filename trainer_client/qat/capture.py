@@ -122,6 +122,8 @@ def capture(
             stage = "torch.export"
             _know_dataclasses(model, probes, keywords)
             shapes = _dynamic_shapes(model, signature, probes, keywords)
+            model.train()  # drops what the probes have left in a model that keeps values in evaluation
+            model.eval()
             exported = torch.export.export(model, probes, keywords, dynamic_shapes=shapes)
             write_out_attention(exported)
             write_out_pools(exported)
@@ -217,7 +219,8 @@ def _know_dataclasses(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode within the block; afterwards every submodule has its own flag and buffers again.
 
-    The model runs on the example within, and a forward may write to buffers.
+    The model runs on the example within, and a forward may write to buffers. Going through `train()` lets a
+    model drop what it keeps in evaluation (LeViT its attention biases): tensors of the trace by now.
     """
     flags = [(module, module.training) for module in model.modules()]
     buffers = [
@@ -230,6 +233,7 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        model.train()
         for module, flag in flags:
             module.training = flag
         for module, name, buffer, version, before in buffers:
