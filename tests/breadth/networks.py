@@ -113,6 +113,7 @@ def _class(name: str) -> Callable[[], nn.Module]:
             if getattr(part, "pad_token_id", 0) is None:
                 part.pad_token_id = 0
         config.problem_type = "single_label_classification"
+        config._experts_implementation = "batched_mm"  # the grouped product has no ONNX form
         model: nn.Module = found(config)
         return model
 
