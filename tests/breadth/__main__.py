@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -43,6 +44,7 @@ def main() -> int:
     commit = _commit()
     for outcome in outcomes(chosen, given.jobs):
         outcome.commit = commit
+        outcome.reason = re.sub(r"[^\s'\"]*site-packages/", "", outcome.reason)  # no paths of this machine
         known[outcome.name] = outcome
         print(_line(outcome), flush=True)
         if given.json:

@@ -14,7 +14,7 @@ from npu_server.registry import create_backend
 from npu_server.seam import Backend, BackendOptions, Program
 from npu_wire.device import Capabilities
 from npu_wire.errors import NpuError, QuotaExceeded
-from npu_wire.layer_map import Float32Array, Int8Array, LayerMap, LayerSpec, MemoryLayout
+from npu_wire.layer_map import Array, Float32Array, Int8Array, LayerMap, LayerSpec, MemoryLayout
 from trainer_client.npu.session import LayerTiming, Npu, PendingBatch, Ranges, Session
 
 from .recordings import PROFILE
@@ -188,13 +188,11 @@ class CheckedSession:
         self._local.load_weights({name: np.array(tensor) for name, tensor in tensors.items()})
         self._remote.push_weights(tensors)
 
-    def submit(self, batch: Int8Array, taps: Collection[int]) -> "CheckedBatch":
+    def submit(self, inputs: Mapping[str, Array], taps: Collection[int]) -> "CheckedBatch":
         every = range(len(self.layer_map.layers))
-        pending = self._remote.submit(self._remote.layer_map.named(batch), every)
+        pending = self._remote.submit(inputs, every)
         expected = {
-            tensor.layer: np.array(tensor.data)
-            for tensor in self._local.forward(self._local.layer_map.named(batch), every)
-            if tensor
+            tensor.layer: np.array(tensor.data) for tensor in self._local.forward(inputs, every) if tensor
         }
         return CheckedBatch(pending, expected, self._tally)
 
