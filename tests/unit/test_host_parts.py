@@ -2,7 +2,6 @@
 
 import re
 import sys
-from importlib import resources
 
 import numpy as np
 import onnx
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.utils import Extractor
+from own_profile import profile_with
 
 from npu_server.backends.emulator.backend import EmulatorBackend
 from npu_server.backends.reference import ReferenceBackend
@@ -325,14 +325,6 @@ def test_without_onnxruntime_the_install_line_is_told(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UnsupportedModel, match=re.escape("pip install 'npu-in-the-loop[server]'")):
         run(ReferenceBackend, CASES["LSTM"])
-
-
-def profile_with(tmp_path, line: str) -> str:
-    """The tflm profile with another line for what it does not support."""
-    text = resources.files("npu_server").joinpath("profiles/tflm.toml").read_text()
-    path = tmp_path / "own.toml"
-    path.write_text(text.replace('name = "tflm"', 'name = "own"').replace('unsupported = "host"', line))
-    return str(path)
 
 
 @pytest.mark.parametrize("line", ['unsupported = "refuse"', "", 'unsupported = ["GRU"]'])

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
+from own_profile import profile_with
 
 from npu_server.backends.reference import ReferenceBackend
 from npu_server.seam import BackendOptions
@@ -81,10 +81,7 @@ def ranges_of(case: NodeCase) -> dict[str, tuple[float, float]]:
 @pytest.mark.slow
 def test_what_compiles_yields_what_onnx_publishes(tmp_path: Path) -> None:
     """Shapes are equal, values within four steps or a tenth of their spread; a wrong attribute is far off."""
-    alone = resources.files("npu_server").joinpath("profiles/tflm.toml").read_text()
-    alone = alone.replace('name = "tflm"', 'name = "alone"').replace('"host"', '"refuse"')
-    (tmp_path / "alone.toml").write_text(alone)
-    backend = ReferenceBackend(BackendOptions(profile=str(tmp_path / "alone.toml")))
+    backend = ReferenceBackend(BackendOptions(profile=profile_with(tmp_path, 'unsupported = "refuse"')))
     compared, wrong = set(), []
     for case in node_cases():
         graph, model = case.model.graph, case.model.SerializeToString()

@@ -1,6 +1,5 @@
 """What a program returns is the graph's output, wherever it stands; judged by ONNX Runtime's float result."""
 
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.shape_inference import infer_shapes
+from own_profile import profile_with
 from single_layers import BACKENDS
 
 from npu_server.backends.reference import ReferenceBackend
@@ -130,10 +130,7 @@ BROADCAST = {
 @pytest.mark.parametrize("title", BROADCAST)
 def test_constants_that_would_change_the_shape_are_refused(title: str, tmp_path: Path) -> None:
     """Batches of 1 and of 6 fit ONNX's broadcasting; the answer would not be the activation's own shape."""
-    alone = resources.files("npu_server").joinpath("profiles/tflm.toml").read_text()
-    alone = alone.replace('name = "tflm"', 'name = "alone"').replace('"host"', '"refuse"')
-    (tmp_path / "alone.toml").write_text(alone)
-    options = BackendOptions(profile=str(tmp_path / "alone.toml"))
+    options = BackendOptions(profile=profile_with(tmp_path, 'unsupported = "refuse"'))
     nodes = BROADCAST[title]
     model = build(nodes)
     batch = 6 if "sample" in title else 1
