@@ -24,6 +24,7 @@ from trainer_client.npu.connection import Connection
 from trainer_client.qat.module import QatModule
 from trainer_client.qat.taps import TapContext
 from trainer_client.qat.trace import Trace, overlap
+from trainer_client.qat.training_pass import TrainingPass
 
 SERVER = [sys.executable, "-m", "npu_server", "serve", "--http", "off", "--profile", "acc16"]
 STEPS = 20
@@ -123,9 +124,7 @@ def test_every_injected_value_is_the_npus(embedded: Connection, monkeypatch: pyt
 
         return inject
 
-    monkeypatch.setattr(
-        "trainer_client.qat.module._Run.inject", recorded(trainer_client.qat.module._Run.inject)
-    )
+    monkeypatch.setattr(TrainingPass, "inject", recorded(TrainingPass.inject))
     x, _ = batch(load_dataset("digits"), 32, 0, 3)
     qat(x)
     layers = qat.layer_map.layers

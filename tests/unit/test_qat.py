@@ -20,6 +20,7 @@ from npu_wire.errors import InvalidInput, NonFiniteInput, NotCalibrated
 from npu_wire.layer_map import LayerMap, MemoryLayout
 from npu_wire.quantize import dequantize, quantize
 from trainer_client.qat import module as qat_module
+from trainer_client.qat import training_pass
 from trainer_client.qat.module import prepare
 from trainer_client.qat.trace import Trace, overlap
 
@@ -35,14 +36,14 @@ def test_zero_mismatch(layout: MemoryLayout, monkeypatch: pytest.MonkeyPatch) ->
     qat = prepared(npu, net)
     train(qat, torch.optim.Adam(net.parameters(), 1e-2), range(3))
     injected: list[Tensor] = []
-    original = qat_module.inject
+    original = training_pass.inject
 
     def recording(*args: object) -> object:
         value, noise = original(*args)  # type: ignore[arg-type]
         injected.append(value.detach().clone())
         return value, noise
 
-    monkeypatch.setattr(qat_module, "inject", recording)
+    monkeypatch.setattr(training_pass, "inject", recording)
     x = images(8, seed=77)
     out = qat(x)
 

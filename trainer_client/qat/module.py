@@ -2,32 +2,28 @@
 
 import itertools
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from npu_wire.errors import DeviceFault, InvalidInput, NotCalibrated
+from npu_wire.errors import InvalidInput, NotCalibrated
 from npu_wire.host_share import HostShare, host_share
-from npu_wire.layer_map import Array, Float32Array, LayerMap, TensorSpec
-from npu_wire.quantize import dequantize, quantize
-from trainer_client.npu.session import Npu, PendingBatch, Session
+from npu_wire.layer_map import LayerMap
+from trainer_client.npu.session import Npu
 from trainer_client.qat.calibrate import CalibrationData, Range, RangeRule, observe
 from trainer_client.qat.capture import Captured, Example, capture
 from trainer_client.qat.checkpoint import take_ranges, to_tensors
+from trainer_client.qat.compiled import Compiled, compile_for
+from trainer_client.qat.evaluation import evaluate
 from trainer_client.qat.fold import fold_batch_norm
-from trainer_client.qat.inject import inject, rule_of_layer, rule_of_tensor
 from trainer_client.qat.liveness import Structure
 from trainer_client.qat.monitor import SaturationMonitor
-from trainer_client.qat.noise import LayerNoise, NoiseReport
+from trainer_client.qat.noise import NoiseReport
 from trainer_client.qat.signature import Call
-from trainer_client.qat.tail import in_one_order, seen_by_tail, shape_at
-from trainer_client.qat.taps import TappedGraph, tap
-from trainer_client.qat.trace import Fp32Timing, Trace
-from trainer_client.qat.weights import PushedWeights
+from trainer_client.qat.trace import Trace
+from trainer_client.qat.training_pass import TrainingPass
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +90,10 @@ class QatModule(nn.Module):
         self._npu = npu
         self._trace = trace
         self._ranges: dict[str, Range] = {}
-        self._compiled: _Compiled | None = None
+        self._compiled: Compiled | None = None
         self._range_rule = RangeRule()
         self._batches = 0
+        self._monitor = SaturationMonitor(self._owners)
         self._warned_of: tuple[str, ...] = ()
         self.reset_noise()
         if ranges is not None:
@@ -167,7 +164,7 @@ class QatModule(nn.Module):
         Raises:
             NotCalibrated: the model is not compiled yet.
         """
-        return self._require_compiled().session.layer_map
+        return self._require_compiled().layer_map
 
     @property
     def host_share(self) -> HostShare:
@@ -216,10 +213,10 @@ class QatModule(nn.Module):
         compiled = self._require_compiled()
         call = self._captured.signature.flatten(args, kwargs)
         try:
-            run = self._train_forward if self.training else self._eval_forward
+            run = self._train if self.training else self._evaluate
             return self._captured.returned(run(compiled, call))
         except BaseException:
-            compiled.forget_pushed()
+            compiled.weights.forget()
             raise
 
     def train(self, mode: bool = True) -> "QatModule":
@@ -239,7 +236,7 @@ class QatModule(nn.Module):
     def close(self) -> None:
         """Releases the session on the NPU; idempotent. The model and its weights stay."""
         if self._compiled is not None:
-            self._compiled.session.close()
+            self._compiled.close()
             self._compiled = None
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -276,56 +273,29 @@ class QatModule(nn.Module):
             "(or model.state_dict()), or copy the model and call prepare() on the copy"
         )
 
-    def _train_forward(self, compiled: "_Compiled", call: Call) -> Sequence[Any]:
+    def _train(self, compiled: Compiled, call: Call) -> Sequence[Any]:
         largest = self._npu.info.max_batch
         if call.samples > largest:
             raise InvalidInput(
                 f"the batch holds {call.samples} samples, more than the NPU takes in training mode "
                 f"({largest}); use smaller batches and accumulate gradients"
             )
-        run = compiled.submit(self._captured, call)
+        run = TrainingPass(compiled, call)
+        outputs = run.outputs()
         tapped = compiled.tapped
-        leaves = run.inject_inputs(call)
-        values = tapped.module(run, *leaves)
-        seen = [leaves[self._captured.inputs[name]] for name in seen_by_tail(compiled.session.layer_map)]
-        outputs = tapped.tail(run, *in_one_order([*values, *seen]), *call.leaves)
         self._last_noise = NoiseReport(1, run.noise, len(tapped.taps), len(tapped.missing), self._owners)
         self._total_noise = self._total_noise + self._last_noise
-        compiled.monitor.add(run.noise)
+        self._monitor.add(run.noise)
         self._batches += 1
         if self._trace is not None:
-            names = [layer.name for layer in compiled.session.layer_map.layers]
+            names = [layer.name for layer in compiled.layer_map.layers]
             self._trace.add_batch(self._batches, names, run.pending.timings(), run.timings)
-        return cast(Sequence[Any], outputs)
+        return outputs
 
-    def _eval_forward(self, compiled: "_Compiled", call: Call) -> Sequence[Any]:
-        largest = self._npu.info.max_batch  # asked first: it refuses a forked process
-        compiled.push()
-        tapped, layers = compiled.tapped, compiled.session.layer_map.layers
-        parts: dict[int, list[Float32Array]] = {position: [] for position in tapped.cuts}
-        for start in range(0, call.samples, largest):
-            inputs = compiled.inputs_of(self._captured, call, start, min(start + largest, call.samples))
-            pending = compiled.session.submit(inputs, ())
-            for position, received in parts.items():
-                spec = layers[position].output
-                received.append(dequantize(pending.tensor(position), spec.scale, spec.zero_point))
-        values = []
-        for position, node in tapped.cuts.items():
-            whole = np.concatenate(parts[position])
-            outer = layers[position].output.outer
-            if outer > 1:
-                whole = whole.reshape(call.samples, outer, -1).swapaxes(0, 1)
-            values.append(torch.from_numpy(whole.reshape(shape_at(node, call.samples))).to(call.device))
-        layer_map = compiled.session.layer_map
-        for name in seen_by_tail(layer_map):
-            spec, x = layer_map.tensors[name], call.leaves[self._captured.inputs[name]]
-            codes = quantize(x.numpy(force=True), spec.scale, spec.zero_point)
-            values.append(torch.from_numpy(dequantize(codes, spec.scale, spec.zero_point)).to(call.device))
-        context = _Run(self._captured, layer_map, {}, None)
-        with torch.no_grad():
-            return cast(Sequence[Any], tapped.tail(context, *in_one_order(values), *call.leaves))
+    def _evaluate(self, compiled: Compiled, call: Call) -> Sequence[Any]:
+        return evaluate(compiled, call, self._npu.info.max_batch)
 
-    def _require_compiled(self) -> "_Compiled":
+    def _require_compiled(self) -> Compiled:
         if self._compiled is None:
             if not self._ranges:
                 raise NotCalibrated(
@@ -338,121 +308,14 @@ class QatModule(nn.Module):
 
     def _compile(self) -> None:
         self.close()
-        session = self._npu.compile(self._captured.onnx, self._ranges)
-        try:
-            tapped = tap(self._folded, session.layer_map)
-            if not tapped.taps:
-                raise DeviceFault(
-                    f"none of the layers that the NPU reports ({', '.join(tapped.missing)}) is a value of "
-                    "the model; this backend does not keep the names of the ONNX values"
-                )
-        except BaseException:
-            session.close()
-            raise
-        if tapped.missing and tapped.missing != self._warned_of:
-            self._warned_of = tapped.missing
+        self._compiled = compiled = compile_for(self._npu, self._captured, self._folded, self._ranges)
+        self._monitor = SaturationMonitor(self._owners)
+        missing = compiled.tapped.missing
+        if missing and missing != self._warned_of:
+            self._warned_of = missing
             log.warning(
                 "%d of the NPU's %d layers have no value in the FP32 graph and add no noise there: %s",
-                len(tapped.missing),
-                len(session.layer_map.layers),
-                ", ".join(tapped.missing),
+                len(missing),
+                len(compiled.layer_map.layers),
+                ", ".join(missing),
             )
-        monitor = SaturationMonitor(self._owners)
-        self._compiled = _Compiled(session, tapped, PushedWeights(self._captured), monitor)
-
-
-class _Compiled:
-    """A session on the NPU with the training graph that fits it."""
-
-    def __init__(
-        self, session: Session, tapped: TappedGraph, weights: PushedWeights, monitor: SaturationMonitor
-    ) -> None:
-        self.session = session
-        self.tapped = tapped
-        self.monitor = monitor
-        self._weights = weights
-
-    def push(self) -> None:
-        """Sends the weights that changed."""
-        self._weights.push_changes(self.session)
-
-    def forget_pushed(self) -> None:
-        """After an error: the next batch sends all weights."""
-        self._weights.forget()
-
-    def inputs_of(self, captured: Captured, call: Call, start: int, end: int) -> dict[str, Array]:
-        """What the NPU gets of some samples of a call: INT8 codes, and raw inputs as they are."""
-        inputs: dict[str, Array] = {}
-        for spec in self.session.layer_map.inputs:
-            position = captured.inputs[spec.name]
-            value = call.leaves[position].detach()
-            if captured.signature.leaves[position].batched:
-                value = value[start:end]
-            array = value.numpy(force=True)
-            if isinstance(spec, TensorSpec):
-                array = quantize(array, spec.scale, spec.zero_point).reshape(end - start, *spec.shape)
-            inputs[spec.name] = array
-        return inputs
-
-    def submit(self, captured: Captured, call: Call) -> "_Run":
-        """Starts the NPU on a batch, with the weights of now."""
-        inputs = self.inputs_of(captured, call, 0, call.samples)
-        self.push()
-        pending = self.session.submit(inputs, self.tapped.taps)
-        return _Run(captured, self.session.layer_map, inputs, pending)
-
-
-class _Run:
-    """One forward: the `TapContext` of a batch."""
-
-    def __init__(
-        self,
-        captured: Captured,
-        layer_map: LayerMap,
-        inputs: Mapping[str, Array],
-        pending: PendingBatch | None,
-    ) -> None:
-        self.noise: dict[str, LayerNoise] = {}
-        self.timings: list[Fp32Timing] = []
-        self._pending = pending
-        self._captured = captured
-        self._layer_map = layer_map
-        self._inputs = inputs
-        self._mark_ns = time.monotonic_ns()
-
-    @property
-    def pending(self) -> PendingBatch:
-        """The batch on the NPU; there is none while only the tail runs."""
-        assert self._pending is not None
-        return self._pending
-
-    def parameter(self, name: str) -> Tensor:
-        """The live parameter, buffer or constant of that name."""
-        return self._captured.tensor(name)
-
-    def inject_inputs(self, call: Call) -> list[Any]:
-        """The inputs as the NPU sees them, images channels-last; the FP32 layers keep that order.
-
-        It is the faster order on a CPU, and the same for every NPU: FP32 rounding depends on it, and training
-        against two NPUs of equal bits must give equal weights. Codes in another order are brought to it.
-        """
-        leaves = list(call.leaves)
-        for spec in self._layer_map.quantized_inputs:
-            position = self._captured.inputs[spec.name]
-            x = leaves[position]
-            if x.ndim == 4:
-                x = x.contiguous(memory_format=torch.channels_last)
-            leaves[position], self.noise[spec.name] = inject(x, self._inputs[spec.name], rule_of_tensor(spec))
-        self._mark_ns = time.monotonic_ns()
-        return leaves
-
-    def inject(self, value: Tensor, layer: int, lower: float, upper: float, overwrite: bool) -> Tensor:
-        """Waits for the NPU's tensor of a layer and puts it in the place of the FP32 value."""
-        start_ns, end_ns = self._mark_ns, time.monotonic_ns()
-        codes = self.pending.tensor(layer)
-        tensor_ns = time.monotonic_ns()
-        spec = self._layer_map.layers[layer]
-        injected, self.noise[spec.name] = inject(value, codes, rule_of_layer(spec, lower, upper), overwrite)
-        self._mark_ns = time.monotonic_ns()
-        self.timings.append(Fp32Timing(layer, start_ns, end_ns, tensor_ns, self._mark_ns))
-        return injected

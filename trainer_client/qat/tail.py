@@ -70,7 +70,7 @@ def tail_of(graph: fx.Graph, cuts: Mapping[int, fx.Node], layer_map: LayerMap) -
         if node.op == "placeholder":
             continue
         if node.op == "get_attr" and node in needed:
-            made[node] = tail.call_method("parameter", (context, str(node.target)))
+            made[node] = tail.call_method("tensor", (context, str(node.target)))
         elif node in needed and node not in made and node is not output:
             made[node] = tail.node_copy(node, made.__getitem__)
     tail.output(fx.map_arg(output.args[0], lambda node: passed.get(node, made[node])))

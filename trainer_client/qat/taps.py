@@ -31,9 +31,9 @@ _OVERWRITABLE = CONVOLUTIONS | {
 
 
 class TapContext(Protocol):
-    """What a tapped graph calls while it runs."""
+    """What a tapped graph calls while it runs; its tail calls `tensor` only."""
 
-    def parameter(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> Tensor:
         """The live parameter, buffer or constant of that name."""
         ...
 
@@ -81,7 +81,7 @@ def tap(graph: fx.Graph, layer_map: LayerMap) -> TappedGraph:
     for node in alive:
         if node.op == "get_attr":
             with tapped.inserting_before(node):
-                node.replace_all_uses_with(tapped.call_method("parameter", (context, str(node.target))))
+                node.replace_all_uses_with(tapped.call_method("tensor", (context, str(node.target))))
             tapped.erase_node(node)
     taps: list[int] = []
     missing: list[str] = []
