@@ -21,14 +21,14 @@ from npu_server.seam import Backend, Health
 from npu_server.service.device import Device
 from npu_server.service.health import HealthService
 from npu_server.service.interceptors import LISTENERS, SILENT_CALLS, CallInterceptor
-from npu_server.service.servicer import NpuService
+from npu_server.service.servicer import NpuService, add_to
 from npu_server.service.sessions import SessionTable
 from npu_server.service.stalls import StallWatch
 from npu_server.service.watchdog import Watchdog
 from npu_server.telemetry import DeviceStatus, Status, Telemetry
 from npu_wire.channel import parse_endpoint, read_token, server_credentials, server_options
 from npu_wire.errors import InvalidInput
-from npu_wire.v1 import npu_pb2, npu_pb2_grpc
+from npu_wire.v1 import npu_pb2
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ class RunningServer:
             self.telemetry.failed_kernel(kernel)
         limits = self._config.limits
         service = NpuService(self._device, self.sessions, limits, self.telemetry, self._stalls)
-        npu_pb2_grpc.add_NpuServiceServicer_to_server(service, self._server)  # type: ignore[no-untyped-call]
+        add_to(self._server, service)
 
     def _bind(self) -> str:
         config = self._config

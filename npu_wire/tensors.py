@@ -2,8 +2,7 @@
 
 A tensor travels as raw little-endian bytes in chunks of up to `CHUNK_BYTES`. A channels-last tensor of shape
 (N, C, ...) travels in the order (N, ..., C): a transposed view of such an array is sent as it lies in memory.
-Chunks are written straight into the message that carries them, because assigning a filled message to a field
-of another copies its bytes once more, and so does every access of a `bytes` field.
+A chunk's bytes travel beside its message (`npu_wire.framing`); `write` makes a message that has both.
 """
 
 import math
@@ -58,15 +57,18 @@ class TensorHeader:
             return (self.shape[0], *self.shape[2:], self.shape[1])
         return self.shape
 
-    def view(self, raw: bytes | Array) -> Array:
-        """The tensor that `raw` holds, logical shape, without a copy and read-only.
+    def view(self, raw: bytes | memoryview | Array) -> Array:
+        """The tensor that `raw` holds, logical shape, read-only and without a copy if it is aligned.
 
         Raises:
             InvalidInput: a boolean that is neither 0 nor 1.
         """
         if self.dtype == np.bool_ and np.frombuffer(raw, np.uint8).max() > 1:
             raise InvalidInput(f"tensor '{self.name}': a boolean is one byte, 0 or 1")
-        array = np.frombuffer(raw, self.dtype).reshape(self.wire_shape)
+        array = np.frombuffer(raw, self.dtype)
+        if not array.flags.aligned:
+            array = array.copy()  # cut out of a message: few kernels take a float that begins anywhere
+        array = array.reshape(self.wire_shape)
         array.flags.writeable = False
         return np.moveaxis(array, -1, 1) if self.layout is MemoryLayout.CHANNELS_LAST else array
 
@@ -156,15 +158,28 @@ class OutgoingTensor:
         """Where each chunk begins."""
         return range(0, self._raw.nbytes, chunk_bytes)
 
+    def data(self, offset: int, chunk_bytes: int = CHUNK_BYTES) -> memoryview:
+        """The bytes of the chunk that begins at `offset`."""
+        return self._raw[offset : offset + chunk_bytes]
+
+    def chunk(self, offset: int) -> tensor_pb2.TensorChunk:
+        """The message of the chunk that begins at `offset`, without its data."""
+        chunk = tensor_pb2.TensorChunk()
+        self._describe(chunk, offset)
+        return chunk
+
     def write(self, chunk: tensor_pb2.TensorChunk, offset: int, chunk_bytes: int = CHUNK_BYTES) -> None:
         """Fills an empty chunk message with the bytes from `offset` on."""
+        self._describe(chunk, offset)
+        chunk.data = bytes(self.data(offset, chunk_bytes))
+
+    def _describe(self, chunk: tensor_pb2.TensorChunk, offset: int) -> None:
         header = self.header
         chunk.name = header.name
         chunk.dtype = WIRE_TYPES[header.dtype]
         chunk.shape.extend(header.shape)
         chunk.layout = header.layout.value
         chunk.offset = offset
-        chunk.data = bytes(self._raw[offset : offset + chunk_bytes])
 
 
 class TensorAssembler:
@@ -199,8 +214,12 @@ class TensorAssembler:
         self.received = 0
         self._raw: Array | None = None
 
-    def add(self, chunk: tensor_pb2.TensorChunk) -> Array | None:
+    def add(self, chunk: tensor_pb2.TensorChunk, beside: memoryview | None = None) -> Array | None:
         """Takes the next chunk.
+
+        Args:
+            chunk: the message.
+            beside: its data; None: it is in the message.
 
         Returns:
             The whole tensor, logical shape and read-only, when this chunk completes it.
@@ -208,7 +227,7 @@ class TensorAssembler:
         Raises:
             InvalidInput: a chunk of another tensor, a gap, an overlap, no bytes or too many.
         """
-        data = chunk.data
+        data = chunk.data if beside is None else beside
         received, total = self.received, self.header.nbytes
         if received and header_of(chunk) != self.header:
             raise InvalidInput(

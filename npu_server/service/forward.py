@@ -33,6 +33,7 @@ from npu_wire.errors import (
     ServerUnavailable,
     SessionLost,
 )
+from npu_wire.framing import Received, Slice
 from npu_wire.tensors import OutgoingTensor
 from npu_wire.v1 import npu_pb2
 
@@ -67,6 +68,9 @@ class _Done:
 
 
 _Answer = _Attached | _Loaded | _Tensor | _Done
+
+Answer = npu_pb2.ForwardResponse | Slice
+"""What is sent."""
 
 
 class ForwardStream:
@@ -110,7 +114,7 @@ class ForwardStream:
         # Blocks the reader, and so by flow control the client, while this many updates wait for the device.
         self._update_slots = threading.BoundedSemaphore(limits.max_in_flight)
 
-    def run(self, requests: Requests[npu_pb2.ForwardRequest]) -> Iterator[npu_pb2.ForwardResponse]:
+    def run(self, requests: Requests[Received[npu_pb2.ForwardRequest]]) -> Iterator[Answer]:
         """Serves the stream after its attach message, until the client ends it or an error does.
 
         Raises:
@@ -207,7 +211,7 @@ class ForwardStream:
         except ServerUnavailable as closed:
             self._end(closed)
 
-    def _read(self, requests: Requests[npu_pb2.ForwardRequest]) -> None:
+    def _read(self, requests: Requests[Received[npu_pb2.ForwardRequest]]) -> None:
         requests.on_stall(self._stalled)
         try:
             intake = self._attach()
@@ -321,7 +325,7 @@ class ForwardStream:
                 f"where its layer map promises int8 {shape}"
             )
 
-    def _encode(self, answer: _Answer) -> Iterator[npu_pb2.ForwardResponse]:
+    def _encode(self, answer: _Answer) -> Iterator[Answer]:
         if isinstance(answer, _Tensor):
             yield from self._encode_tensor(answer.batch, answer.tensor)
             return
@@ -341,7 +345,7 @@ class ForwardStream:
             response.done.device_ns = answer.device_ns
         yield response
 
-    def _encode_tensor(self, batch: Batch, tensor: LayerTensor) -> Iterator[npu_pb2.ForwardResponse]:
+    def _encode_tensor(self, batch: Batch, tensor: LayerTensor) -> Iterator[Answer]:
         spec = self._session.layer_map.layers[tensor.layer].output
         outgoing = OutgoingTensor(spec.name, tensor.data, spec.layout)
         for offset in outgoing.offsets():
@@ -350,12 +354,8 @@ class ForwardStream:
                 weights_version=batch.weights_version,
                 batch_id=batch.batch_id,
             )
-            message = response.tensor
-            message.layer = tensor.layer
-            message.start_ns = tensor.start_ns
-            message.end_ns = tensor.end_ns
-            outgoing.write(message.chunk, offset)
-            yield response
+            carrier = npu_pb2.LayerTensor(layer=tensor.layer, start_ns=tensor.start_ns, end_ns=tensor.end_ns)
+            yield Slice(response, carrier, outgoing.chunk(offset), outgoing.data(offset))
             if self._outbox.dropped:
                 return
         self._telemetry.sent(outgoing.header.nbytes)
@@ -379,12 +379,12 @@ class _Stopwatch:
         self._since_ns = time.monotonic_ns()
 
 
-def session_id_of(request: npu_pb2.ForwardRequest | None) -> str:
+def session_id_of(first: Received[npu_pb2.ForwardRequest] | None) -> str:
     """The session that a stream's first message attaches to.
 
     Raises:
         InvalidInput: it is no attach message.
     """
-    if request is None or request.WhichOneof("kind") != "attach":
+    if first is None or first.message.WhichOneof("kind") != "attach":
         raise InvalidInput("the first message of a Forward stream must be attach")
-    return request.attach.session_id
+    return first.message.attach.session_id

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from npu_wire.errors import InvalidInput, NonFiniteInput, QuotaExceeded
+from npu_wire.framing import Received
 from npu_wire.layer_map import Array, Float32Array, LayerMap, RawSpec
 from npu_wire.tensors import TensorAssembler, header_of, input_header
 from npu_wire.v1 import npu_pb2, tensor_pb2
@@ -78,13 +79,14 @@ class Intake:
         self._samples = 0
         self._assembler: TensorAssembler | None = None
         self._assembling = ""
+        self._data: memoryview | None = None
 
     @property
     def incomplete(self) -> bool:
         """Whether the client is in the middle of a weight update or a batch."""
         return self._assembler is not None or bool(self._inputs) or self._update_version != 0
 
-    def take(self, request: npu_pb2.ForwardRequest) -> WeightUpdate | Batch | None:
+    def take(self, received: Received[npu_pb2.ForwardRequest]) -> WeightUpdate | Batch | None:
         """Takes the next request.
 
         Returns:
@@ -93,6 +95,7 @@ class Intake:
         Raises:
             InvalidInput, NonFiniteInput, QuotaExceeded: the request breaks a rule of the wire.
         """
+        request, self._data = received.message, received.data
         kind = request.WhichOneof("kind")
         self.size = 0
         if self._assembler is not None and kind != self._assembling:
@@ -208,7 +211,8 @@ class Intake:
 
     def _add(self, assembler: TensorAssembler, chunk: tensor_pb2.TensorChunk) -> Array | None:
         before = assembler.received
-        array = assembler.add(chunk)
+        data, self._data = self._data, None
+        array = assembler.add(chunk, data)
         self.size = assembler.received - before
         return array
 

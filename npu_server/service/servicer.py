@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import grpc
 
 from npu_server.service.device import Device
-from npu_server.service.forward import ForwardStream, session_id_of
+from npu_server.service.forward import Answer, ForwardStream, session_id_of
 from npu_server.service.quotas import Ledger, Limits
 from npu_server.service.requests import Requests
 from npu_server.service.sessions import SessionTable
@@ -15,6 +15,7 @@ from npu_server.service.stalls import StallWatch
 from npu_server.telemetry import Telemetry
 from npu_wire.device import capabilities_to_proto, fingerprint_to_proto
 from npu_wire.errors import InvalidInput, InvalidModel, QuotaExceeded
+from npu_wire.framing import Received, parse_request, serialize
 from npu_wire.layer_map import input_spec_to_proto, layer_spec_to_proto
 from npu_wire.v1 import device_pb2, npu_pb2, npu_pb2_grpc, program_pb2
 
@@ -92,8 +93,8 @@ class NpuService(npu_pb2_grpc.NpuServiceServicer):
         )
 
     def Forward(  # noqa: N802
-        self, requests: Requests[npu_pb2.ForwardRequest], context: grpc.ServicerContext
-    ) -> Iterator[npu_pb2.ForwardResponse]:
+        self, requests: Requests[Received[npu_pb2.ForwardRequest]], context: grpc.ServicerContext
+    ) -> Iterator[Answer]:
         """Runs batches of one session."""
         session = self._sessions.get(session_id_of(next(requests, None)))
         stream = ForwardStream(
@@ -124,6 +125,14 @@ class NpuService(npu_pb2_grpc.NpuServiceServicer):
         """Ends a session and frees what it holds."""
         self._sessions.release(request.session_id)
         return npu_pb2.ReleaseResponse()
+
+
+def add_to(server: grpc.Server, service: NpuService) -> None:
+    """Registers the service; protobuf does not touch the tensors of its Forward streams."""
+    npu_pb2_grpc.add_NpuServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    name: str = npu_pb2.DESCRIPTOR.services_by_name["NpuService"].full_name
+    forward = grpc.stream_stream_rpc_method_handler(service.Forward, parse_request, serialize)
+    server.add_registered_method_handlers(name, {"Forward": forward})
 
 
 def _checked_ranges(messages: Iterable[program_pb2.ActivationRange]) -> dict[str, tuple[float, float]]:

@@ -9,11 +9,15 @@ from typing import Protocol
 import numpy as np
 
 from npu_wire.errors import DeviceFault, InvalidInput, NpuError
+from npu_wire.framing import Slice
 from npu_wire.layer_map import Array, Float32Array, Int8Array, LayerMap
 from npu_wire.tensors import OutgoingTensor, TensorAssembler, TensorHeader, input_header
 from npu_wire.v1 import npu_pb2
 from trainer_client.npu.clock import ServerClock
 from trainer_client.npu.session import LayerTiming
+
+Request = npu_pb2.ForwardRequest | Slice
+"""What is sent."""
 
 
 class WeightUpdate:
@@ -29,15 +33,13 @@ class WeightUpdate:
         self.tensors = tensors
         self.name = f"weights version {version}"
 
-    def messages(self) -> Iterator[npu_pb2.ForwardRequest]:
+    def messages(self) -> Iterator[Request]:
         """The update on the wire."""
         for name, array in self.tensors.items():
             outgoing = OutgoingTensor(name, array)
             for offset in outgoing.offsets():
-                request = npu_pb2.ForwardRequest()
-                request.weight.weights_version = self.version
-                outgoing.write(request.weight.chunk, offset)
-                yield request
+                carrier = npu_pb2.WeightChunk(weights_version=self.version)
+                yield Slice(npu_pb2.ForwardRequest(), carrier, outgoing.chunk(offset), outgoing.data(offset))
         yield npu_pb2.ForwardRequest(commit=npu_pb2.WeightCommit(weights_version=self.version))
 
 
@@ -97,7 +99,7 @@ class Batch:
         """Timings of the tensors that have arrived so far."""
         return tuple(self._timings)
 
-    def messages(self) -> Iterator[npu_pb2.ForwardRequest]:
+    def messages(self) -> Iterator[Request]:
         """The batch on the wire."""
         self._sent_ns = time.monotonic_ns()
         taps = sorted(self.taps)
@@ -105,14 +107,9 @@ class Batch:
             header = input_header(spec, self._samples)
             outgoing = OutgoingTensor(spec.name, self._inputs[spec.name], header.layout)
             for offset in outgoing.offsets():
-                request = npu_pb2.ForwardRequest()
-                message = request.batch
-                message.batch_id = self.batch_id
-                message.weights_version = self.version
-                message.taps.extend(taps)
+                carrier = npu_pb2.BatchChunk(batch_id=self.batch_id, weights_version=self.version, taps=taps)
                 taps = []
-                outgoing.write(message.chunk, offset)
-                yield request
+                yield Slice(npu_pb2.ForwardRequest(), carrier, outgoing.chunk(offset), outgoing.data(offset))
 
     def begin(self, layer_map: LayerMap) -> None:
         """Goes to a new server: a half-received tensor is forgotten, whole ones stay.
@@ -124,7 +121,11 @@ class Batch:
         self._assembler = None
 
     def receive(
-        self, message: npu_pb2.LayerTensor, clock: ServerClock, arrival_ns: int
+        self,
+        message: npu_pb2.LayerTensor,
+        data: memoryview | None,
+        clock: ServerClock,
+        arrival_ns: int,
     ) -> tuple[int, Int8Array] | None:
         """Takes a slice of a layer's output and returns the layer with its tensor when that is whole.
 
@@ -145,7 +146,7 @@ class Batch:
         elif layer != self._assembling:
             raise DeviceFault(f"the server sent layer {layer} in the middle of layer {self._assembling}")
         clock.observe(self._sent_ns, message.start_ns, message.end_ns, arrival_ns)
-        array = self._assembler.add(message.chunk)
+        array = self._assembler.add(message.chunk, data)
         if array is None:
             return None
         self._assembler = None

@@ -27,6 +27,7 @@ from npu_wire.errors import (
     Timeout,
     Unauthenticated,
 )
+from npu_wire.framing import Received
 from npu_wire.layer_map import (
     Array,
     Float32Array,
@@ -38,7 +39,7 @@ from npu_wire.layer_map import (
 from npu_wire.tensors import check_inputs
 from npu_wire.v1 import npu_pb2
 from trainer_client.npu.clock import ServerClock
-from trainer_client.npu.journal import Batch, Journal, WeightUpdate, again, named
+from trainer_client.npu.journal import Batch, Journal, Request, WeightUpdate, again, named
 from trainer_client.npu.session import Ranges
 from trainer_client.npu.transport import Patience, Transport
 
@@ -331,7 +332,7 @@ class RemoteSession:
                 f"the session holds weights version {version} instead of {self._journal.confirmed.version}"
             )
 
-    def _requests(self, epoch: int, new: bool) -> Iterator[npu_pb2.ForwardRequest]:
+    def _requests(self, epoch: int, new: bool) -> Iterator[Request]:
         """What gRPC's sender thread sends: everything in the journal that this server has not got yet."""
         yield npu_pb2.ForwardRequest(attach=npu_pb2.Attach(session_id=self._session_id))
         with self._changed:
@@ -361,8 +362,8 @@ class RemoteSession:
             return error
         return ServerUnavailable(f"the server at {self._transport.address} ended the stream")
 
-    def _take(self, response: npu_pb2.ForwardResponse) -> None:
-        arrival_ns = time.monotonic_ns()
+    def _take(self, received: Received[npu_pb2.ForwardResponse]) -> None:
+        arrival_ns, response = time.monotonic_ns(), received.message
         self._check_hash(response.profile_hash)
         kind = response.WhichOneof("kind")
         with self._changed:
@@ -382,7 +383,7 @@ class RemoteSession:
                 self._journal.batch_done(response.batch_id)
         if kind == "tensor":
             # Outside the lock: the user's thread may read earlier layers while this one is copied.
-            whole = batch.receive(response.tensor, self._clock, arrival_ns)
+            whole = batch.receive(response.tensor, received.data, self._clock, arrival_ns)
             if whole is not None:
                 with self._changed:
                     batch.tensors.setdefault(*whole)

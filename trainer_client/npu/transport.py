@@ -11,6 +11,7 @@ import grpc
 from npu_wire.channel import Endpoint, Security, error_of, open_channel, status_parts, token_metadata
 from npu_wire.device import Capabilities, capabilities_from_proto
 from npu_wire.errors import NpuError, ServerUnavailable
+from npu_wire.framing import Slice, parse_response, serialize
 from npu_wire.tensors import split_bytes
 from npu_wire.v1 import npu_pb2, npu_pb2_grpc, program_pb2
 from trainer_client.npu.session import Ranges
@@ -66,6 +67,11 @@ class Transport:
         self.address = endpoint.target
         self._channel = open_channel(endpoint, security)
         self._stub = npu_pb2_grpc.NpuServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._forward = self._channel.stream_stream(
+            f"/{npu_pb2.DESCRIPTOR.services_by_name['NpuService'].full_name}/Forward",
+            request_serializer=serialize,
+            response_deserializer=parse_response,
+        )
         self._metadata = token_metadata(security.token)
 
     def describe(self, timeout_s: float, wait_for_ready: bool) -> Description:
@@ -118,9 +124,9 @@ class Transport:
         )
         return answer
 
-    def forward(self, requests: Iterator[npu_pb2.ForwardRequest]) -> Any:
+    def forward(self, requests: Iterator[npu_pb2.ForwardRequest | Slice]) -> Any:
         """Opens a Forward stream: a call object that iterates over responses and can be cancelled."""
-        return self._made(lambda: self._stub.Forward(requests, metadata=self._metadata))
+        return self._made(lambda: self._forward(requests, metadata=self._metadata))
 
     def release(self, session_id: str) -> None:
         """Ends a session as far as the server can be reached."""
