@@ -96,6 +96,8 @@ class LayerSpec:
         moves_data_only: True when the output carries no new quantization noise (max pool, reshape, ...).
         host_float: True when the NPU's host computes it in floating point (softmax, layer norm on many NPUs).
         macs: multiply-accumulates for one sample.
+        never_overflows: True when, whatever the weights and the inputs, no register inside the layer
+            overflows: a code is the real value rounded, or clipped. False where nobody knows.
     """
 
     output: TensorSpec
@@ -108,6 +110,7 @@ class LayerSpec:
     moves_data_only: bool = False
     host_float: bool = False
     macs: int = 0
+    never_overflows: bool = False
 
     @property
     def name(self) -> str:
@@ -215,6 +218,7 @@ def layer_spec_to_proto(spec: LayerSpec) -> program_pb2.LayerSpec:
         moves_data_only=spec.moves_data_only,
         host_float=spec.host_float,
         macs=spec.macs,
+        never_overflows=spec.never_overflows,
     )
 
 
@@ -231,4 +235,5 @@ def layer_spec_from_proto(message: program_pb2.LayerSpec) -> LayerSpec:
         moves_data_only=message.moves_data_only,
         host_float=message.host_float,
         macs=message.macs,
+        never_overflows=message.never_overflows,
     )

@@ -16,8 +16,10 @@ Float64Array = npt.NDArray[np.float64]
 # float32 has subnormal numbers below; a ratio of such scales loses bits.
 _SMALLEST_SCALE = 2.0**-100
 _LARGEST_SCALE = 2.0**100
-# Of a bias: half of what 32 bits hold, so that the sum of the products has room beside it.
-_LARGEST_BIAS = 2.0**30
+LARGEST_WEIGHT = 127
+"""Largest magnitude of a weight's code."""
+LARGEST_BIAS = 2**30
+"""Of a bias's code: half of what 32 bits hold, so that the sum of the products has room beside it."""
 
 
 @dataclass(frozen=True)
@@ -131,17 +133,17 @@ def quantize_weights(
     """
     rows = weight.reshape(len(weight), -1)
     largest = np.maximum(rows.max(axis=1), -rows.min(axis=1)).astype(np.float64)
-    holding_bias = np.abs(bias).astype(np.float64) / (input_scale * _LARGEST_BIAS)
+    holding_bias = np.abs(bias).astype(np.float64) / (input_scale * LARGEST_BIAS)
     if not profile.weights.per_channel:
         largest, holding_bias = (np.full_like(each, each.max()) for each in (largest, holding_bias))
-    exact = np.maximum(largest / 127, holding_bias)
+    exact = np.maximum(largest / LARGEST_WEIGHT, holding_bias)
     exact = np.where(largest < _SMALLEST_SCALE, output_scale / input_scale, exact)
     if profile.weights.scale == "power_of_two":
         exact = power_of_two_above(exact)
     scales = exact.astype(np.float32)
     column = scales.reshape(-1, *[1] * (weight.ndim - 1))
     ratios = weight / column
-    codes = np.clip(np.rint(ratios, out=ratios), -127, 127, out=ratios).astype(np.int8)
+    codes = np.clip(np.rint(ratios, out=ratios), -LARGEST_WEIGHT, LARGEST_WEIGHT, out=ratios).astype(np.int8)
     limit = 2.0 ** (profile.accumulator.bits - 1)
     steps = bias.astype(np.float64) / (scales.astype(np.float64) * input_scale)
     bias_codes = np.clip(np.rint(steps), -limit, limit - 1).astype(np.int64)

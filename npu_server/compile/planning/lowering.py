@@ -37,6 +37,7 @@ from npu_server.compile.graph import (
     Sub,
     Sum,
 )
+from npu_server.compile.planning.registers import never_overflows
 from npu_server.compile.planning.work import multiplications
 from npu_server.compile.reading.constants import Constants
 from npu_server.numerics.functions import FUNCTIONS
@@ -130,6 +131,9 @@ def lower(
             image_layout,
             profile.activations.bounds,
             multiplications(operation.kernel, shapes[operation.inputs[0]], operation.shape),
+            never_overflows(
+                operation.kernel, sources, shapes[operation.inputs[0]], quantization.scale, profile
+            ),
         )
         shapes[operation.output] = operation.shape
         quantizations[operation.output] = quantization
@@ -195,6 +199,7 @@ def _layer(
     image_layout: MemoryLayout,
     bounds: str,
     macs: int,
+    safe: bool,
 ) -> Layer:
     kernel = operation.kernel
     clamp = kernel if isinstance(kernel, Clamp) else operation.clamp or Clamp()
@@ -227,6 +232,7 @@ def _layer(
         ),
         host_float=isinstance(kernel, HostFloat | HostPart),
         macs=macs,
+        never_overflows=safe,
     )
     output = _output(clamp, quantization, bounds)
     return Layer(spec, kernel, sources, quantization.scale, output, operation.shape, clamp)
