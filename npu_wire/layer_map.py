@@ -94,7 +94,8 @@ class LayerSpec:
         saturation_low: largest code that counts as clipped from below; -129 where an activation bounds it.
         saturation_high: smallest code that counts as clipped from above; 128 where an activation bounds it.
         moves_data_only: True when the output carries no new quantization noise (max pool, reshape, ...).
-        host_float: True when the NPU's host computes it in floating point (softmax, layer norm on many NPUs).
+        host_reason: why the NPU's host computes it in floating point (a softmax on many NPUs, an LSTM); empty
+            where the NPU computes it.
         macs: multiply-accumulates for one sample.
         never_overflows: True when, whatever the weights and the inputs, no register inside the layer
             overflows: a code is the real value rounded, or clipped. False where nobody knows.
@@ -108,7 +109,7 @@ class LayerSpec:
     saturation_low: int = INT8_MIN
     saturation_high: int = INT8_MAX
     moves_data_only: bool = False
-    host_float: bool = False
+    host_reason: str = ""
     macs: int = 0
     never_overflows: bool = False
 
@@ -116,6 +117,11 @@ class LayerSpec:
     def name(self) -> str:
         """ONNX value name of the output."""
         return self.output.name
+
+    @property
+    def host_float(self) -> bool:
+        """Whether the NPU's host computes it: its bits are the runtime's then, not the chip's."""
+        return bool(self.host_reason)
 
 
 @dataclass(frozen=True)
@@ -216,7 +222,7 @@ def layer_spec_to_proto(spec: LayerSpec) -> program_pb2.LayerSpec:
         saturation_low=spec.saturation_low,
         saturation_high=spec.saturation_high,
         moves_data_only=spec.moves_data_only,
-        host_float=spec.host_float,
+        host_reason=spec.host_reason,
         macs=spec.macs,
         never_overflows=spec.never_overflows,
     )
@@ -233,7 +239,7 @@ def layer_spec_from_proto(message: program_pb2.LayerSpec) -> LayerSpec:
         saturation_low=message.saturation_low,
         saturation_high=message.saturation_high,
         moves_data_only=message.moves_data_only,
-        host_float=message.host_float,
+        host_reason=message.host_reason,
         macs=message.macs,
         never_overflows=message.never_overflows,
     )

@@ -284,6 +284,8 @@ class HostPart:
         constants: names of those that derive from weights, and of large ones.
         sizes: shapes that follow from the batch: (name, shape without samples, growth with each sample).
         macs: multiplications for one sample.
+        op: the operators that it runs, "Gather+LSTM".
+        reason: why the NPU does not.
     """
 
     model: bytes
@@ -291,6 +293,8 @@ class HostPart:
     constants: tuple[str, ...]
     sizes: tuple[tuple[str, Shape, Shape], ...]
     macs: int
+    op: str
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class InputSpec(_message.Message):
     def __init__(self, quantized: _Optional[_Union[TensorSpec, _Mapping]] = ..., raw: _Optional[_Union[RawSpec, _Mapping]] = ...) -> None: ...
 
 class LayerSpec(_message.Message):
-    __slots__ = ("output", "op", "inputs", "fused_nodes", "parameters", "saturation_low", "saturation_high", "moves_data_only", "host_float", "macs", "never_overflows")
+    __slots__ = ("output", "op", "inputs", "fused_nodes", "parameters", "saturation_low", "saturation_high", "moves_data_only", "host_reason", "macs", "never_overflows")
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     OP_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
@@ -63,7 +63,7 @@ class LayerSpec(_message.Message):
     SATURATION_LOW_FIELD_NUMBER: _ClassVar[int]
     SATURATION_HIGH_FIELD_NUMBER: _ClassVar[int]
     MOVES_DATA_ONLY_FIELD_NUMBER: _ClassVar[int]
-    HOST_FLOAT_FIELD_NUMBER: _ClassVar[int]
+    HOST_REASON_FIELD_NUMBER: _ClassVar[int]
     MACS_FIELD_NUMBER: _ClassVar[int]
     NEVER_OVERFLOWS_FIELD_NUMBER: _ClassVar[int]
     output: TensorSpec
@@ -74,7 +74,7 @@ class LayerSpec(_message.Message):
     saturation_low: int
     saturation_high: int
     moves_data_only: bool
-    host_float: bool
+    host_reason: str
     macs: int
     never_overflows: bool
-    def __init__(self, output: _Optional[_Union[TensorSpec, _Mapping]] = ..., op: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., fused_nodes: _Optional[_Iterable[str]] = ..., parameters: _Optional[_Iterable[str]] = ..., saturation_low: _Optional[int] = ..., saturation_high: _Optional[int] = ..., moves_data_only: bool = ..., host_float: bool = ..., macs: _Optional[int] = ..., never_overflows: bool = ...) -> None: ...
+    def __init__(self, output: _Optional[_Union[TensorSpec, _Mapping]] = ..., op: _Optional[str] = ..., inputs: _Optional[_Iterable[str]] = ..., fused_nodes: _Optional[_Iterable[str]] = ..., parameters: _Optional[_Iterable[str]] = ..., saturation_low: _Optional[int] = ..., saturation_high: _Optional[int] = ..., moves_data_only: bool = ..., host_reason: _Optional[str] = ..., macs: _Optional[int] = ..., never_overflows: bool = ...) -> None: ...

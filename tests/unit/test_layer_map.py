@@ -14,7 +14,8 @@ from npu_wire.v1 import program_pb2, tensor_pb2
 def test_every_field_travels() -> None:
     """A layer that differs from every default arrives as it was sent."""
     output = TensorSpec("y", (3, 4), 0.5, -7, MemoryLayout.CHANNELS_LAST, outer=12)
-    sent = LayerSpec(output, "Softmax", ("x",), ("node",), ("w",), -129, 128, True, True, 77, True)
+    why = "no such operator"
+    sent = LayerSpec(output, "Softmax", ("x",), ("node",), ("w",), -129, 128, True, why, 77, True)
     message = program_pb2.LayerSpec.FromString(layer_spec_to_proto(sent).SerializeToString())
     assert layer_spec_from_proto(message) == sent
 

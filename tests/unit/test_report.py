@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from npu_wire.device import Capabilities, Fingerprint
+from npu_wire.host_share import HostLayer, HostShare
 from trainer_client.commands.charts import sqnr_by_layer
 from trainer_client.commands.report import verdict, write_report
 from trainer_client.commands.results import FP32, NPU, PTQ, TORCHAO, Cell, Results
@@ -24,7 +25,10 @@ SETUP = {
 }
 
 
-def results(ours: float = 98.0) -> Results:
+HOST = HostShare((HostLayer("h", "LSTM", "node 'l' (LSTM): no such <operator>", 75),), 4, 75, 300, 1234)
+
+
+def results(ours: float = 98.0, host: HostShare | None = None) -> Results:
     """A finished comparison on one NPU."""
     npu = Capabilities(Fingerprint("emulator", "v", "m", "1", "acc16", "aa"), ("Conv",), 64)
     cells = []
@@ -33,7 +37,7 @@ def results(ours: float = 98.0) -> Results:
             Cell(FP32, seed, 98.5, 1.0),
             Cell(PTQ, seed, 60.0 + seed, 1.0, "acc16", "aa", sqnr_db={"relu": 10.0 + 2 * seed, "flat": None}),
             Cell(TORCHAO, seed, 52.0, 1.0, "acc16", "aa", simulated_accuracy=98.5),
-            Cell(NPU, seed, ours, 1.0, "acc16", "aa", sqnr_db={"relu": 30.0, "flat": None}),
+            Cell(NPU, seed, ours, 1.0, "acc16", "aa", sqnr_db={"relu": 30.0, "flat": None}, host=host),
         ]
     return Results(SETUP, (npu,), tuple(cells), "npu-trainer compare --model 'package:<net>'")
 
@@ -78,6 +82,17 @@ def test_report_of_an_unfinished_run(tmp_path: Path) -> None:
     """A run that was stopped after its first cells has a report that says so."""
     started = dataclasses.replace(results(), cells=results().cells[:2])
     assert "Not finished" in Page(write_report(started, tmp_path)).text
+
+
+def test_report_tells_what_the_host_computes(tmp_path: Path) -> None:
+    """Layers on either side, share of the work, bytes across, and every reason; or that there is none."""
+    text = Page(write_report(results(host=HOST), tmp_path)).text
+    assert "acc163125.0%1,234" in text  # 3 layers on the NPU, 1 on its host
+    assert "host float: bits are the runtime's, not the chip's" in text
+    assert "acc16hLSTMnode 'l' (LSTM): no such <operator>" in text
+    alone = Page(write_report(results(host=dataclasses.replace(HOST, layers=())), tmp_path)).text
+    assert "The NPU computes every layer." in alone
+    assert "host float" not in alone
 
 
 def test_sqnr_is_averaged_over_seeds() -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from npu_wire.device import Capabilities, Fingerprint
 from npu_wire.errors import InvalidInput
+from npu_wire.host_share import HostLayer, HostShare
 from trainer_client.commands.results import (
     FP32,
     NPU,
@@ -22,13 +23,16 @@ def device(profile: str, profile_hash: str = "aa") -> Capabilities:
     return Capabilities(Fingerprint("emulator", "v", "m", "1", profile, profile_hash), ("Conv",), 64)
 
 
+HOST = HostShare((HostLayer("h", "LSTM", "why", 3),), 2, 3, 4, 5)
+
+
 def results() -> Results:
     """Two seeds on one NPU and one on another."""
     numbers = [
         Cell(FP32, 0, 98.0, 1.0),
         Cell(FP32, 1, 97.0, 1.0),
         Cell(PTQ, 0, 90.0, 1.0, "p", "aa", sqnr_db={"relu": 20.0, "flat": None}),
-        Cell(PTQ, 1, 94.0, 1.0, "p", "aa"),
+        Cell(PTQ, 1, 94.0, 1.0, "p", "aa", host=HOST),
         Cell(TORCHAO, 0, 93.0, 1.0, "p", "aa", simulated_accuracy=97.5),
         Cell(NPU, 0, 92.0, 1.0, "p", "aa"),
         Cell(NPU, 0, 50.0, 1.0, "q", "bb"),
@@ -56,6 +60,7 @@ def test_saved_results_are_read_back(tmp_path: Path) -> None:
     """What is written equals what is read."""
     results().save(tmp_path)
     assert load_results(tmp_path) == results()
+    assert load_results(tmp_path).host_share("p") == HOST
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,7 @@ def _train(settings: TrainSettings, _called: str) -> int:
     console.print(f"{'FP32':<44} {outcome.fp32:6.2f} %")
     console.print(f"{f'on {profile}, before training in the loop':<44} {outcome.before:6.2f} %")
     console.print(f"{f'on {profile}, after':<44} {outcome.after:6.2f} %")
+    console.print(str(outcome.host), soft_wrap=True, markup=False)
     console.print(f"weights: {outcome.weights} (sha256 {outcome.sha256[:16]})", soft_wrap=True)
     return 0
 

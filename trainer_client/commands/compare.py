@@ -172,9 +172,10 @@ class _Laboratory:
                 fit(qat, self._data, self._plan.finetune, seed, path, on_step=on_step)
             sqnr_db = self._sqnr_db(qat, device.max_batch)
             value = accuracy(qat, self._data.test_x, self._data.test_y)
+            host = qat.host_share
         finally:
             qat.close()
-        return dataclasses.replace(cell, accuracy=value, sqnr_db=sqnr_db)
+        return dataclasses.replace(cell, accuracy=value, sqnr_db=sqnr_db, host=host)
 
     @functools.cached_property
     def _captured(self) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from npu_wire.host_share import HostShare
 from trainer_client.commands.data import Dataset
 from trainer_client.commands.nets import build_model
 from trainer_client.commands.trainer import OnStep, Recipe, accuracy, batches, fit
@@ -29,6 +30,7 @@ class Outcome:
         after: on the NPU, after training in the loop.
         weights: safetensors file; its metadata key "npu" holds profile, hash and ranges as JSON.
         sha256: of that file: equal runs give equal files.
+        host: how much of the network the NPU's host computed.
     """
 
     fp32: float
@@ -36,6 +38,7 @@ class Outcome:
     after: float
     weights: Path
     sha256: str
+    host: HostShare
 
 
 def train(
@@ -84,6 +87,7 @@ def train(
         fit(qat, data, finetune, seed, out / "npu.pt", on_step=on_step, belongs_to=owner)
         after = accuracy(qat, data.test_x, data.test_y)
         ranges = {name: list(bounds) for name, bounds in qat.ranges.items()}
+        host = qat.host_share
     finally:
         qat.close()
     state = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
@@ -91,4 +95,4 @@ def train(
     # One key only: safetensors writes several in random order, and equal runs shall give equal files.
     save_file(state, out / WEIGHTS_FILE, {"npu": json.dumps(deployed)})
     digest = hashlib.sha256((out / WEIGHTS_FILE).read_bytes())
-    return Outcome(fp32_accuracy, before, after, out / WEIGHTS_FILE, digest.hexdigest())
+    return Outcome(fp32_accuracy, before, after, out / WEIGHTS_FILE, digest.hexdigest(), host)

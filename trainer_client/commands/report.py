@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
+from npu_wire.host_share import HOST_FLOAT
 from trainer_client.commands.charts import COLOURS, accuracy_chart, sqnr_chart
 from trainer_client.commands.results import FP32, METHODS, NPU, PTQ, TORCHAO, Results, summarize
 
@@ -30,6 +31,7 @@ def write_report(results: Results, directory: Path) -> Path:
         sqnr_chart=sqnr_chart(results),
         seeds=_seeds(results),
         npus=_npus(results),
+        host=_host(results),
         recipe=_recipe(results),
         command=_text(results.command),
         versions=_text(", ".join(f"{name} {version}" for name, version in setup["versions"].items())),
@@ -144,6 +146,29 @@ def _npus(results: Results) -> str:
     return _table(
         ["profile", "backend", "device", "firmware", "location", "profile hash"], rows, text_columns=6
     )
+
+
+def _host(results: Results) -> str:
+    rows, why = [], []
+    for npu in results.npus:
+        host = results.host_share(npu.profile)
+        if host is not None:
+            rows.append(
+                [
+                    npu.profile,
+                    f"{host.of_layers - len(host.layers)}",
+                    f"{len(host.layers)}",
+                    f"{host.macs_share:.1%}",
+                    f"{host.bytes_across:,}",
+                ]
+            )
+            why += [[npu.profile, layer.name, layer.op, layer.reason] for layer in host.layers]
+    head = ["NPU", "layers on the NPU", "on its host", "of multiply-accumulates", "bytes across a sample"]
+    table = _table(head, rows)
+    if not why:
+        return f"{table}<p>The NPU computes every layer.</p>"
+    reasons = _table(["NPU", "layer", "operators", "why on the host"], why, text_columns=4)
+    return f"{table}<p>On the host is {_text(HOST_FLOAT)}.</p>{reasons}"
 
 
 def _recipe(results: Results) -> str:

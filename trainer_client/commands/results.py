@@ -14,6 +14,7 @@ from typing import Any
 
 from npu_wire.device import Capabilities, Fingerprint
 from npu_wire.errors import InvalidInput
+from npu_wire.host_share import HostShare, host_share_from
 
 FP32, PTQ, TORCHAO, NPU = "fp32", "ptq", "torchao", "npu"
 METHODS = {
@@ -41,6 +42,7 @@ class Cell:
         simulated_accuracy: what torchao's own INT8 simulation claims, in percent; torchao only.
         ranges_from_method: NPU tensors whose range the method itself supplied; the others are calibrated.
         sqnr_db: layer -> signal to quantization noise ratio on calibration images; None: not finite.
+        host: how much of the network the NPU's host computed; None for FP32.
     """
 
     method: str
@@ -52,6 +54,7 @@ class Cell:
     simulated_accuracy: float | None = None
     ranges_from_method: int = 0
     sqnr_db: Mapping[str, float | None] = field(default_factory=dict)
+    host: HostShare | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,10 @@ class Results:
         wanted = (method, profile, seed)
         return next((c for c in self.cells if (c.method, c.profile, c.seed) == wanted), None)
 
+    def host_share(self, profile: str) -> HostShare | None:
+        """What an NPU's host computes of the network; None before the first cell."""
+        return next((cell.host for cell in self.cells if cell.profile == profile and cell.host), None)
+
     def document(self) -> dict[str, Any]:
         """All of it, for JSON."""
         return {
@@ -127,12 +134,17 @@ def load_results(directory: Path) -> Results:
     try:
         document = json.loads(path.read_text())
         npus = tuple(_capabilities(npu) for npu in document["npus"])
-        cells = tuple(Cell(**cell) for cell in document["cells"])
+        cells = tuple(_cell(cell) for cell in document["cells"])
         return Results(document["setup"], npus, cells, document["command"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidInput(
             f"cannot read {path}: {error!r}; give the folder that `npu-trainer compare --out` wrote"
         ) from error
+
+
+def _cell(document: Mapping[str, Any]) -> Cell:
+    host = document.get("host")
+    return Cell(**{**document, "host": None if host is None else host_share_from(host)})
 
 
 def _capabilities(document: Mapping[str, Any]) -> Capabilities:
@@ -156,7 +168,7 @@ class CellStore:
     def load(self, method: str, seed: int, npu: Capabilities | None) -> Cell | None:
         """The finished cell, or None."""
         path = self._path(method, seed, npu)
-        return Cell(**json.loads(path.read_text())) if path.exists() else None
+        return _cell(json.loads(path.read_text())) if path.exists() else None
 
     def save(self, cell: Cell, npu: Capabilities | None) -> None:
         """Writes a cell, whole or not at all."""

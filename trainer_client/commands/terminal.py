@@ -113,6 +113,10 @@ def print_results(console: Console, results: Results, report: Path) -> None:
     )
     console.print(results_table(results))
     console.print("INT8 rows were measured on the NPU; * best of them")
+    for npu in results.npus:
+        host = results.host_share(npu.profile)
+        if host is not None and host.layers:
+            console.print(f"{npu.profile}: {host}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"report: {report}", soft_wrap=True)
 
 

@@ -22,6 +22,7 @@ from trainer_client.qat.liveness import Structure
 from trainer_client.qat.monitor import SaturationMonitor
 from trainer_client.qat.noise import NoiseReport
 from trainer_client.qat.signature import Call
+from trainer_client.qat.summary import summary
 from trainer_client.qat.trace import Trace
 from trainer_client.qat.training_pass import TrainingPass
 
@@ -184,6 +185,11 @@ class QatModule(nn.Module):
     def reset_noise(self) -> None:
         """Begins a new noise report."""
         self._last_noise = self._total_noise = NoiseReport()
+
+    def __str__(self) -> str:
+        """Which layers the NPU computes and which its host, and why; `repr` is the tree of modules."""
+        layer_map = self._compiled.layer_map if self._compiled else None
+        return summary(type(self.model).__name__, self._npu.info, layer_map)
 
     # Between the layers it talks to the NPU: torch.compile leaves it alone and compiles what is around it.
     @torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]

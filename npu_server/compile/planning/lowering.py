@@ -230,7 +230,7 @@ def _layer(
             and not kernel.constants
             and all(source == quantization for source in sources)
         ),
-        host_float=isinstance(kernel, HostFloat | HostPart),
+        host_reason=_host_reason(kernel),
         macs=macs,
         never_overflows=safe,
     )
@@ -261,13 +261,21 @@ def with_bounds_of_now(layer: Layer, constants: Constants, profile: Profile) -> 
 
 
 def _operator_name(kernel: Kernel) -> str:
-    if isinstance(kernel, Rearrange | Select | HostFloat):
+    if isinstance(kernel, Rearrange | Select | HostFloat | HostPart):
         return kernel.op
     if isinstance(kernel, Conv) and kernel.stuffing is not None:
         return "ConvTranspose"
     if isinstance(kernel, Extreme):
         return "Max" if kernel.largest else "Min"
     return _NAMES.get(type(kernel), type(kernel).__name__)
+
+
+def _host_reason(kernel: Kernel) -> str:
+    if isinstance(kernel, HostPart):
+        return kernel.reason
+    if isinstance(kernel, HostFloat):
+        return f"{kernel.op} is among the operators that the NPU's profile leaves to the host's float unit"
+    return ""
 
 
 def _constants_of(kernel: Kernel) -> tuple[str, ...]:

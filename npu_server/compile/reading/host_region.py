@@ -29,6 +29,13 @@ _WIDEST = 1e4
 
 _KNOWN_DATA = 4096  # elements of a constant that shape inference, and ONNX Runtime's, may look at
 
+_NAMED_OPERATORS = 6
+
+MOVING = frozenset(
+    ["Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"]
+)
+"""ONNX operators that show elements in another way."""
+
 _RANDOM = frozenset(
     [
         "Bernoulli",
@@ -109,10 +116,12 @@ class HostRegion:
             name: (i, node) for i, node in enumerate(model.graph.node) for name in node.output if name
         }
         self.values: dict[str, HostValue] = {}
+        self._reasons: dict[str, str] = {}
         self._nodes_of_parts = 0
 
-    def take(self, node: NodeProto) -> None:
-        """Gives a node to the host."""
+    def take(self, node: NodeProto, reason: str) -> None:
+        """Gives a node to the host; `reason` says why the NPU does not run it."""
+        self._reasons[node.output[0]] = reason
         inferred = [self._inferred(node, i) for i in range(len(PROBE_BATCHES))]
         problem = _problem(node) or next(
             (self.values[name].problem for name in node.input if self._problem_of(name)), ""
@@ -223,6 +232,8 @@ class HostRegion:
             fed,
             tuple((own, *growth) for own, growth in trace.sizes.items()),
             sum(multiplications(node, self.shape_of) for node in trace.nodes),
+            _operators(trace.nodes),
+            next(reason for node in trace.nodes if (reason := self._reasons.get(node.output[0]))),
         )
         nodes = tuple(node.name or node.output[0] for node in trace.nodes)
         return g.Operation(name, tuple(x.tensor for x in inputs), kernel, view.shape, nodes, outer=view.outer)
@@ -316,6 +327,13 @@ def _dims(inferred: TypeProto) -> g.Shape | None:
         return None
     dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
     return dims if min(dims, default=0) >= 0 else None
+
+
+def _operators(nodes: Iterable[NodeProto]) -> str:
+    """What is computed, before what only arranges it."""
+    kinds = list(dict.fromkeys(node.op_type for node in nodes))
+    names = [kind for kind in kinds if kind not in MOVING | {"Concat"}] or kinds
+    return "+".join(names[:_NAMED_OPERATORS]) + "+..." * (len(names) > _NAMED_OPERATORS)
 
 
 def _called(node: NodeProto) -> str:

@@ -17,7 +17,7 @@ from npu_server.compile.reading.constants import (
     Constants,
     initializer_arrays,
 )
-from npu_server.compile.reading.host_region import HostRegion, Ranges
+from npu_server.compile.reading.host_region import MOVING, HostRegion, Ranges
 from npu_server.compile.reading.views import View
 from npu_wire.errors import UnsupportedModel
 from npu_wire.layer_map import WIRE_TYPES, RawSpec
@@ -224,7 +224,7 @@ class Importer:
                 raise
             if not at_host:
                 self._refusals[node.output[0]] = error
-            self._host.take(node)
+            self._host.take(node, str(error))
 
     def _on_npu(self, node: NodeProto) -> None:
         handler = self._handlers.get(node.op_type) if node.domain in ("", "ai.onnx") else None
@@ -248,11 +248,11 @@ class Importer:
     def _bring(self, node: NodeProto, name: str) -> None:
         """Makes a value of the host an INT8 tensor of the NPU."""
         known = self._rules.ranges
-        if node.op_type in _MOVING and known is not None and set(node.output) <= known.keys():
+        if node.op_type in MOVING and known is not None and set(node.output) <= known.keys():
             raise refuse(node, "the host moves what is its own")  # the NPU gets it where it computes
         view = self._host.view(name, known)
         self._views[name] = view
-        placeholder = g.HostPart(b"", (), (), (), 0)  # made when it is clear that it is needed
+        placeholder = g.HostPart(b"", (), (), (), 0, "", "")  # made when it is clear that it is needed
         self._operations.append(g.Operation(name, (), placeholder, view.shape, (), outer=view.outer))
 
     def emit(
@@ -359,11 +359,6 @@ class Importer:
 
 _MOVES_DATA = g.MaxPool | g.Largest | g.Reshape | g.Rearrange | g.Select | g.Pad | g.Interpolate
 """Their output has its input's scale, and needs no range of its own."""
-
-_MOVING = frozenset(
-    ["Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"]
-)
-"""ONNX operators that show elements in another way."""
 
 Piece = tuple[View | str, int, range, bool]
 """An element of a sequence: what it is cut from, axis, indices, whether the axis (of one index) vanishes."""
