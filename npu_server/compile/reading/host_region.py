@@ -226,7 +226,7 @@ class HostRegion:
             for n in trace.constants
             if self._constants[n].parameters or self._constants.array(n).size > _KNOWN_DATA
         )
-        kernel = g.HostPart(
+        operator = g.HostPart(
             self._model_of(name, trace, inputs, set(fed)),
             tuple(inputs),
             fed,
@@ -236,7 +236,9 @@ class HostRegion:
             next(reason for node in trace.nodes if (reason := self._reasons.get(node.output[0]))),
         )
         nodes = tuple(node.name or node.output[0] for node in trace.nodes)
-        return g.Operation(name, tuple(x.tensor for x in inputs), kernel, view.shape, nodes, outer=view.outer)
+        return g.Operation(
+            name, tuple(x.tensor for x in inputs), operator, view.shape, nodes, outer=view.outer
+        )
 
     def shape_of(self, name: str) -> g.Shape | None:
         """Shape of any value with a batch of one."""
