@@ -267,7 +267,7 @@ class HostRegion:
             "host",
             values,
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)],
-            [numpy_helper.from_array(np.ascontiguousarray(self._constants.array(n)), n) for n in kept],
+            [numpy_helper.from_array(np.asarray(self._constants.array(n), order="C"), n) for n in kept],
         )
         model = helper.make_model(
             graph, opset_imports=self._opset, ir_version=min(self._model.ir_version, 10)
