@@ -9,7 +9,7 @@ ARG TORCH=cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl
 # the largest wheel in a layer of its own: it changes least
 RUN pip install -c constraints.txt ${TORCH_INDEX:+--extra-index-url $TORCH_INDEX/$TORCH} torch
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY npu_wire npu_wire
 COPY npu_server npu_server
 COPY trainer_client trainer_client

@@ -39,6 +39,7 @@ class Capabilities:
         location: where it computes.
         failed_kernels: kernels that the backend found wrong on this machine when it was opened; exact ones
             stand in for them, so that bits are equal and time is lost.
+        kernels: what computes convolutions and fully connected layers here; "": nothing to choose from.
     """
 
     fingerprint: Fingerprint
@@ -48,6 +49,7 @@ class Capabilities:
     concurrency: int = 1
     location: str = "cpu"
     failed_kernels: tuple[str, ...] = ()
+    kernels: str = ""
 
     @property
     def profile(self) -> str:
@@ -81,6 +83,7 @@ def capabilities_to_proto(device: Capabilities) -> device_pb2.Capabilities:
         concurrency=device.concurrency,
         location=device.location,
         failed_kernels=device.failed_kernels,
+        kernels=device.kernels,
     )
 
 
@@ -94,4 +97,5 @@ def capabilities_from_proto(mark: device_pb2.Fingerprint, abilities: device_pb2.
         abilities.concurrency,
         abilities.location,
         tuple(abilities.failed_kernels),
+        abilities.kernels,
     )

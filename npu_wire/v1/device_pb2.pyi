@@ -23,20 +23,22 @@ class Fingerprint(_message.Message):
     def __init__(self, backend: _Optional[str] = ..., vendor: _Optional[str] = ..., model: _Optional[str] = ..., firmware: _Optional[str] = ..., profile: _Optional[str] = ..., profile_hash: _Optional[str] = ...) -> None: ...
 
 class Capabilities(_message.Message):
-    __slots__ = ("operators", "max_batch", "deterministic", "concurrency", "location", "failed_kernels")
+    __slots__ = ("operators", "max_batch", "deterministic", "concurrency", "location", "failed_kernels", "kernels")
     OPERATORS_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_FIELD_NUMBER: _ClassVar[int]
     DETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
     CONCURRENCY_FIELD_NUMBER: _ClassVar[int]
     LOCATION_FIELD_NUMBER: _ClassVar[int]
     FAILED_KERNELS_FIELD_NUMBER: _ClassVar[int]
+    KERNELS_FIELD_NUMBER: _ClassVar[int]
     operators: _containers.RepeatedScalarFieldContainer[str]
     max_batch: int
     deterministic: bool
     concurrency: int
     location: str
     failed_kernels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, operators: _Optional[_Iterable[str]] = ..., max_batch: _Optional[int] = ..., deterministic: bool = ..., concurrency: _Optional[int] = ..., location: _Optional[str] = ..., failed_kernels: _Optional[_Iterable[str]] = ...) -> None: ...
+    kernels: str
+    def __init__(self, operators: _Optional[_Iterable[str]] = ..., max_batch: _Optional[int] = ..., deterministic: bool = ..., concurrency: _Optional[int] = ..., location: _Optional[str] = ..., failed_kernels: _Optional[_Iterable[str]] = ..., kernels: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_sessions", "max_model_bytes", "max_in_flight", "lease_s", "max_session_bytes", "max_server_bytes", "stall_s")

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from npu_server.backends.emulator import native
 from npu_server.backends.emulator.kernels import EmulatorKernels
 from npu_server.backends.reference import ReferenceKernels
 from npu_server.compile import graph as g
@@ -47,28 +48,26 @@ Job = tuple[JudgedLayer, list[Int8Array]]
 
 def constants_as_activations(judged: JudgedLayer, inputs: list[Int8Array]) -> Job:
     """The same layer with its constant operands among its inputs, where an engine's operator has them."""
-    layer, operator, prepared = judged.layer, judged.layer.operator, judged.prepared
+    layer, kernel, prepared = judged.layer, judged.layer.kernel, judged.prepared
     batch = len(inputs[0])
-    if isinstance(operator, g.Add | g.Sub | g.Mul | g.MatMul) and prepared.operand is not None:
+    if isinstance(kernel, g.Add | g.Sub | g.Mul | g.MatMul) and prepared.operand is not None:
         codes = prepared.operand.codes
-        shape = codes.shape[1:] if isinstance(operator, g.MatMul) else layer.shape
+        shape = codes.shape[1:] if isinstance(kernel, g.MatMul) else layer.shape
         operand = np.broadcast_to(codes, (batch, *shape))
-        inputs = in_order(operator, inputs, np.ascontiguousarray(operand))
-        sources = tuple(quantizations(layer, operator, prepared))
-        return replace(judged, layer=replace(layer, operator=type(operator)(), sources=sources)), inputs
-    if isinstance(operator, g.Concat) and operator.constants:
+        inputs = in_order(kernel, inputs, np.ascontiguousarray(operand))
+        sources = tuple(quantizations(layer, kernel, prepared))
+        return replace(judged, layer=replace(layer, kernel=type(kernel)(), sources=sources)), inputs
+    if isinstance(kernel, g.Concat) and kernel.constants:
         inputs, own = list(inputs), list(layer.sources)
-        for (position, _), codes in zip(operator.constants, prepared.joined, strict=True):
+        for (position, _), codes in zip(kernel.constants, prepared.joined, strict=True):
             inputs.insert(position, np.ascontiguousarray(np.broadcast_to(codes, (batch, *codes.shape[1:]))))
             own.insert(position, Quantization(layer.scale, layer.output.zero_point))
-        return replace(
-            judged, layer=replace(layer, operator=g.Concat(operator.axis), sources=tuple(own))
-        ), inputs
-    if isinstance(operator, g.Extreme) and operator.constants:
+        return replace(judged, layer=replace(layer, kernel=g.Concat(kernel.axis), sources=tuple(own))), inputs
+    if isinstance(kernel, g.Extreme) and kernel.constants:
         target = Quantization(layer.scale, layer.output.zero_point)
         wide = [np.ascontiguousarray(np.broadcast_to(c, (batch, *c.shape[1:]))) for c in prepared.joined]
         sources = (*layer.sources, *[target] * len(wide))
-        bare = replace(layer, operator=g.Extreme(operator.largest), sources=sources)
+        bare = replace(layer, kernel=g.Extreme(kernel.largest), sources=sources)
         return replace(judged, layer=bare), [*inputs, *wide]
     return judged, inputs
 
@@ -135,11 +134,14 @@ def compile_layers(
 
 
 def our_outputs(judged: JudgedLayer, inputs: list[Int8Array], profile: Profile) -> list[Int8Array]:
-    """The layer's output by `reference` and by `emulator`."""
+    """The layer's output by `reference` and by `emulator`: on torch, and on each set of native kernels."""
     backends: list[Kernels[Any, Any]] = [
         ReferenceKernels(profile),
-        EmulatorKernels(profile, torch.device("cpu")),
+        EmulatorKernels(profile, torch.device("cpu"), levels=()),
     ]
+    if isinstance(judged.layer.kernel, g.Conv | g.Gemm):
+        cpu = torch.device("cpu")
+        backends += [EmulatorKernels(profile, cpu, levels=(level,)) for level in native.levels()]
     outputs = []
     for kernels in backends:
         packed = kernels.pack(judged.layer, judged.prepared)

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from npu_server.backends.emulator.native import levels
+
 _ROOT = Path(__file__).parents[2]
 _JUDGED = (
     "npu_server/numerics",
@@ -30,7 +32,7 @@ def digest() -> str:
     found = hashlib.sha256()
     for folder in _JUDGED:
         for path in sorted(_ROOT.joinpath(folder).rglob("*")):
-            if path.suffix in (".py", ".toml") and not path.name.startswith(("test_", "report")):
+            if path.suffix in (".py", ".toml", ".cpp") and not path.name.startswith(("test_", "report")):
                 found.update(f"{path.relative_to(_ROOT).as_posix()}\n{essence(path)}\n".encode())
     return found.hexdigest()
 
@@ -40,6 +42,8 @@ def essence(path: Path) -> str:
     text = path.read_text("utf-8")
     if path.suffix == ".toml":
         return json.dumps(tomllib.loads(text), sort_keys=True)
+    if path.suffix == ".cpp":
+        return text
     return " ".join(_walk(ast.parse(text)))
 
 
@@ -71,6 +75,11 @@ def _is_docstring(node: object) -> bool:
 def versions() -> str:
     """The engines and what our backends compute with."""
     return ", ".join(f"{name} {metadata.version(name)}" for name in _ENGINES)
+
+
+def kernels() -> str:
+    """What the emulator's convolutions and fully connected layers were computed with, each of them."""
+    return ", ".join(["torch", *(level.name for level in levels())])
 
 
 def processor() -> str:

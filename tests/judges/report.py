@@ -96,6 +96,7 @@ def markdown(rows: list[Row]) -> str:
     lines += [f"- {judge}: {reason} ({count:,})" for (judge, reason), count in _refusals(rows)]
     lines += ["", "## Where it ran", ""]
     lines += [f"- CPU: {provenance.processor()}", f"- Engines: {provenance.versions()}"]
+    lines += [f"- Kernels of the emulator, each judged: {provenance.kernels()}"]
     lines += [f"- {DIGEST}{provenance.digest()}", "", "## Profiles without a judge", ""]
     lines += ["Specifications of our own, calculated by hand (`tests/unit/test_profile_by_hand.py`):", ""]
     names = [name for name in list_profiles() if not load_profile(name).judged_by]

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_nets import Net, nets
 
-from npu_server.backends.emulator import EmulatorBackend, kernels
+from npu_server.backends.emulator import EmulatorBackend, kernels, native
 from npu_server.backends.emulator.bounds import largest_sum
 from npu_server.backends.reference import ReferenceBackend
 from npu_server.numerics.profile import list_profiles
@@ -23,15 +23,25 @@ from npu_server.seam import BackendOptions
 
 @pytest.mark.parametrize("profile", list_profiles())
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(net=nets(), seed=st.integers(0, 2**32 - 1), size=st.integers(1, 3), tabled=st.sampled_from([1, 256]))
-def test_every_tensor_is_equal(profile: str, net: Net, seed: int, size: int, tabled: int) -> None:
-    """On random networks every layer's output is equal, element by element; pairs by table and without."""
+@given(
+    net=nets(),
+    seed=st.integers(0, 2**32 - 1),
+    size=st.integers(1, 3),
+    tabled=st.sampled_from([1, 256]),
+    levels=st.sampled_from([(), *((level,) for level in native.levels())]),
+)
+def test_every_tensor_is_equal(
+    profile: str, net: Net, seed: int, size: int, tabled: int, levels: tuple[native.Level, ...]
+) -> None:
+    """On random networks every layer's output is equal, element by element.
+
+    Convolutions by torch and by each set of native kernels, pairs by table and without.
+    """
     batch = np.random.default_rng(seed).integers(-128, 128, (size, *net.shape)).astype(np.int8)
     options = BackendOptions(profile=profile)
     with mock.patch.object(kernels, "_TABLE_ELEMENTS", tabled):
-        programs = [
-            backend(options).compile(net.model, net.ranges) for backend in (ReferenceBackend, EmulatorBackend)
-        ]
+        backends = (ReferenceBackend(options), EmulatorBackend(options, levels=levels))
+        programs = [backend.compile(net.model, net.ranges) for backend in backends]
     taps = range(len(programs[0].layer_map.layers))
     for expected, actual in zip(
         *(filter(None, p.forward(p.layer_map.named(batch), taps)) for p in programs), strict=True

@@ -17,7 +17,15 @@ from npu_server.numerics.profile import load_profile
 from npu_server.seam import Backend, BackendOptions
 from npu_wire.layer_map import MemoryLayout
 
-BACKENDS: tuple[type[Backend], ...] = (ReferenceBackend, EmulatorBackend)
+
+class TorchEmulator(EmulatorBackend):
+    """The emulator as it is where no native kernels are."""
+
+    def __init__(self, options: BackendOptions) -> None:
+        super().__init__(options, levels=())
+
+
+BACKENDS: tuple[type[Backend], ...] = (ReferenceBackend, EmulatorBackend, TorchEmulator)
 
 
 @dataclass(frozen=True)

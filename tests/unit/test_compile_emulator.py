@@ -141,7 +141,7 @@ def test_a_chain_of_sums_holds_a_bounded_number_of_tables(monkeypatch: pytest.Mo
     weights = {"w": np.linspace(-1, 1, 512).astype(np.float32).reshape(1, 8, 8, 8)}
     net = single_layer("tflm", nodes, (8, 8, 8), {name: Scale(0.02, 0) for name in names}, weights)
     batch = random_codes(np.random.default_rng(2), 2, 8, 8, 8)
-    programs = [backend(BackendOptions("tflm")).compile(net.model, net.ranges) for backend in BACKENDS]
+    programs = [backend(BackendOptions("tflm")).compile(net.model, net.ranges) for backend in BACKENDS[:2]]
     for update in ({}, {"w": -weights["w"]}):
         for program in programs:
             program.load_weights(update)
@@ -155,4 +155,4 @@ def test_a_chain_of_sums_holds_a_bounded_number_of_tables(monkeypatch: pytest.Mo
 def test_both_backends_carry_the_same_hash() -> None:
     """Equal profile, equal hash: the promise of equal bits."""
     hashes = [b(BackendOptions(profile="acc16")).open().fingerprint.profile_hash for b in BACKENDS]
-    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 1

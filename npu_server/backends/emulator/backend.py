@@ -2,9 +2,11 @@
 
 import torch
 
+from npu_server.backends.emulator import native
 from npu_server.backends.emulator.kernels import EmulatorKernels
+from npu_server.backends.emulator.native import Level
 from npu_server.backends.emulator.requantize import compile_kernels
-from npu_server.backends.emulator.selftest import Verdict, examine, is_exact
+from npu_server.backends.emulator.selftest import Verdict, examine, examine_levels, is_exact
 from npu_server.backends.emulator.sums import CPU_METHODS, CUDA_METHODS, Method
 from npu_server.backends.emulator.tables import compile_tables
 from npu_server.compile.reading.operators import operators_of
@@ -20,12 +22,18 @@ MAX_BATCH = 1024
 class EmulatorBackend:
     """An NPU in torch: integer sums on whatever unit is fastest, exact by a bound proven layer by layer."""
 
-    def __init__(self, options: BackendOptions, methods: tuple[Method, ...] = ()) -> None:
+    def __init__(
+        self,
+        options: BackendOptions,
+        methods: tuple[Method, ...] = (),
+        levels: tuple[Level, ...] | None = None,
+    ) -> None:
         """Loads the profile and checks the device's name.
 
         Args:
             options: profile, device and threads.
             methods: ways to sum in the order of preference, the last one for everything; empty: the device's.
+            levels: native kernels in the order of preference; None: the CPU's, or none beside methods.
 
         Raises:
             InvalidInput: an unknown profile, device or option.
@@ -39,6 +47,9 @@ class EmulatorBackend:
         if self._device.type not in ("cpu", "cuda"):
             raise InvalidInput(f"device {options.device!r} is not supported; use cpu, cuda or cuda:N")
         self._methods = methods or (CPU_METHODS if self._device.type == "cpu" else CUDA_METHODS)
+        if levels is None:
+            levels = () if methods or self._device.type != "cpu" else native.levels()
+        self._levels = levels
         self._profile = load_profile(options.profile)
         self._threads = options.threads
 
@@ -55,13 +66,14 @@ class EmulatorBackend:
         if self._device.type == "cpu":
             compile_kernels()
             compile_tables()
-        profile = self._profile
+        profile, found = self._profile, examine_levels(self._levels)
         return Capabilities(
             Fingerprint("emulator", "npu-in-the-loop", profile.name, "1", profile.name, profile.hash),
             operators_of(profile),
             MAX_BATCH,
             location=str(self._device),
-            failed_kernels=self._examine().failed,
+            failed_kernels=(*found.failed, *self._examine().failed),
+            kernels=found.trusted[0].name if found.trusted else "torch",
         )
 
     def close(self) -> None:
@@ -80,9 +92,14 @@ class EmulatorBackend:
             model,
             ranges,
             self._profile,
-            EmulatorKernels(self._profile, self._device, self._examine().trusted),
+            EmulatorKernels(
+                self._profile,
+                self._device,
+                self._examine().trusted,
+                examine_levels(self._levels).trusted,
+            ),
             MAX_BATCH,
         )
 
-    def _examine(self) -> Verdict:
+    def _examine(self) -> Verdict[Method]:
         return examine(self._methods, self._device)

@@ -17,11 +17,17 @@ def largest_sum(codes: Int8Array, zero_point: int) -> int:
         codes: weights, int8, shape (out, ...).
         zero_point: of the input.
     """
+    return int(largest_sums(codes, zero_point).max())
+
+
+def largest_sums(codes: Int8Array, zero_point: int) -> Int64Array:
+    """The same of each output, shape (out,)."""
     low, high = INT8_MIN - zero_point, INT8_MAX - zero_point
     positive, negative = signed_sums(codes)
     above = high * positive + low * negative
     below = low * positive + high * negative
-    return int(max(above.max(), -below.min()))
+    largest: Int64Array = np.maximum(above, -below)
+    return largest
 
 
 def signed_sums(codes: Int8Array) -> tuple[Int64Array, Int64Array]:

@@ -8,11 +8,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from npu_server.backends.emulator import moving
+from npu_server.backends.emulator import moving, native
 from npu_server.backends.emulator.attention import multiply_activations
 from npu_server.backends.emulator.images import image_windows, pad_image, window_maxima
 from npu_server.backends.emulator.matrix import convolve, multiply
 from npu_server.backends.emulator.moving import as_image, from_image, logical, stored
+from npu_server.backends.emulator.native import Level
 from npu_server.backends.emulator.packing import Packed, pack_matmul, pack_pairs, pack_tables, pack_weights
 from npu_server.backends.emulator.sums import CPU_METHODS, Method
 from npu_server.backends.emulator.tables import look_up, look_up_pairs
@@ -71,7 +72,11 @@ class EmulatorKernels:
     image_layout = MemoryLayout.CHANNELS_LAST
 
     def __init__(
-        self, profile: Profile, device: torch.device, methods: Sequence[Method] = CPU_METHODS
+        self,
+        profile: Profile,
+        device: torch.device,
+        methods: Sequence[Method] = CPU_METHODS,
+        levels: Sequence[Level] | None = None,
     ) -> None:
         """Takes the arithmetic and where to compute.
 
@@ -79,7 +84,11 @@ class EmulatorKernels:
             profile: the arithmetic.
             device: CPU or GPU.
             methods: ways to sum that are to be trusted.
+            levels: native kernels that are to be trusted, the first of which computes on a CPU; None: all
+                that this CPU has.
         """
+        levels = native.levels() if levels is None else levels
+        self._level = levels[0] if levels and device.type == "cpu" else None
         self._methods = methods
         self._profile = profile
         self._device = device
@@ -88,13 +97,13 @@ class EmulatorKernels:
 
     def pack(self, layer: Layer, prepared: Prepared) -> Packed:
         """Brings weights and tables to the device."""
-        if isinstance(layer.operator, Conv | Gemm):
-            return pack_weights(layer, prepared, self._profile, self._device, self._methods)
-        if isinstance(layer.operator, Add | Sub | Mul):
+        if isinstance(layer.kernel, Conv | Gemm):
+            return pack_weights(layer, prepared, self._profile, self._device, self._methods, self._level)
+        if isinstance(layer.kernel, Add | Sub | Mul):
             if not self._is_worth_a_table(layer):
                 return Packed(prepared=prepared)
-            return pack_pairs(layer, layer.operator, prepared, self._profile, self._device)
-        if isinstance(layer.operator, MatMul):
+            return pack_pairs(layer, layer.kernel, prepared, self._profile, self._device)
+        if isinstance(layer.kernel, MatMul):
             return pack_matmul(layer, prepared, self._profile, self._device)
         return pack_tables(prepared, self._device)
 
@@ -125,7 +134,7 @@ class EmulatorKernels:
 
     def execute(self, layer: Layer, packed: Packed, inputs: list[torch.Tensor]) -> torch.Tensor:
         """Computes one layer."""
-        kernel, x = layer.operator, inputs[0]
+        kernel, x = layer.kernel, inputs[0]
         match kernel:
             case Conv():
                 image = as_image(x)
@@ -243,7 +252,7 @@ def _window_sums(layer: Layer, x: torch.Tensor, window: Window) -> torch.Tensor:
     """Sums of centred codes over each window, int64, (N, H, W, C)."""
     zero_point = layer.sources[0].zero_point
     windows = image_windows(pad_image(x, _with_overhang(window), zero_point), window)
-    return windows.sum(dim=(3, 4), dtype=torch.int64) - zero_point * window.size[0] * window.size[1]
+    return windows.sum(dim=(3, 4), dtype=torch.int64) - zero_point * window.kernel[0] * window.kernel[1]
 
 
 def _concat(kernel: Concat, packed: Packed, inputs: list[torch.Tensor]) -> torch.Tensor:

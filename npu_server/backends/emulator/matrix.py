@@ -21,6 +21,8 @@ def multiply(layer: Layer, packed: Packed, x: torch.Tensor) -> torch.Tensor:
 
 
 def _codes(layer: Layer, packed: Packed, image: torch.Tensor) -> torch.Tensor:
+    if packed.native is not None:
+        return packed.native(image)
     assert packed.requantizer is not None
     if packed.register is not None:
         sums = saturating_sums(packed.register, image, layer.sources[0].zero_point)

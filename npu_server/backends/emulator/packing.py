@@ -10,6 +10,8 @@ import torch
 
 from npu_server.backends.emulator.accumulate import Register, pack_register
 from npu_server.backends.emulator.bounds import largest_sum
+from npu_server.backends.emulator.fixed_point import fixed_point
+from npu_server.backends.emulator.native import Level, NativeLayer, bind
 from npu_server.backends.emulator.sums import ExactSums, Method, Task, exact_sums
 from npu_server.compile.graph import Conv, MatMul, Window
 from npu_server.compile.planning.lowering import Layer
@@ -65,6 +67,7 @@ class Packed:
         sums: how a convolution or fully connected layer adds up.
         requantizer: of a convolution or fully connected layer.
         register: of one whose register may saturate before the sum is complete; then `sums` is None.
+        native: all of a convolution or fully connected layer in one; then the three above are None.
         tables: int8, (256,) each, for Lut, Clamp, Concat and Extreme; (65536,) for Add and Mul, entry
             (a + 128) * 256 + b + 128.
         constants: int8, logical order: the operand of Add, Sub, Mul, MatMul; those of Concat and Extreme.
@@ -75,6 +78,7 @@ class Packed:
     sums: ExactSums | None = None
     requantizer: Requantizer | None = None
     register: Register | None = None
+    native: NativeLayer | None = None
     tables: tuple[torch.Tensor, ...] = ()
     constants: tuple[torch.Tensor, ...] = ()
     zero_points: tuple[int, int] = (0, 0)
@@ -82,7 +86,12 @@ class Packed:
 
 
 def pack_weights(
-    layer: Layer, prepared: Prepared, profile: Profile, device: torch.device, methods: Sequence[Method]
+    layer: Layer,
+    prepared: Prepared,
+    profile: Profile,
+    device: torch.device,
+    methods: Sequence[Method],
+    level: Level | None = None,
 ) -> Packed:
     """Packs a convolution or fully connected layer.
 
@@ -92,6 +101,7 @@ def pack_weights(
         profile: the arithmetic.
         device: where to compute.
         methods: ways to sum that are to be trusted; see `npu_server.backends.emulator.sums.exact_sums`.
+        level: native kernels that are to be trusted; where they have no form for a layer, the methods do it.
     """
     assert prepared.weights is not None
     assert prepared.multiplier is not None
@@ -103,9 +113,13 @@ def pack_weights(
             # The register begins with the bias, so that none is left to add.
             requantizer = _requantizer(layer, prepared.multiplier, np.zeros_like(bias), profile, device)
             return Packed(requantizer=requantizer, register=pack_register(layer, prepared.weights, rule))
-    kernel = layer.operator
+    kernel = layer.kernel
     window, groups = (kernel.window, kernel.groups) if isinstance(kernel, Conv) else (Window((1, 1)), 1)
-    task = Task(codes.reshape(*codes.shape[:2], *window.size), zero_point, window, groups)
+    task = Task(codes.reshape(*codes.shape[:2], *window.kernel), zero_point, window, groups)
+    if level is not None:
+        native = bind(level, task, bias, prepared.multiplier, rule, layer.output)
+        if native is not None:
+            return Packed(native=native)
     sums = exact_sums(task, device, methods)
     requantizer = _requantizer(layer, prepared.multiplier, bias + sums.offset, profile, device)
     return Packed(sums, requantizer)
@@ -145,7 +159,7 @@ def pack_matmul(layer: Layer, prepared: Prepared, profile: Profile, device: torc
         np.broadcast_to(one.factor, columns),
     )
     bias = np.zeros(columns, np.int64)
-    kernel = layer.operator
+    kernel = layer.kernel
     assert isinstance(kernel, MatMul)
     first, second = quantizations(layer, kernel, prepared)
     constants = () if prepared.operand is None else (prepared.operand.codes,)
@@ -180,25 +194,3 @@ def _requantizer(
         low=layer.output.low,
         high=layer.output.high,
     )
-
-
-def fixed_point(multiplier: Multiplier) -> tuple[Int64Array, Int64Array, Int64Array, Int64Array]:
-    """Mantissa, shift and nudges so that the rule is (v * mantissa + nudge) >> shift.
-
-    Two roundings fit into one: rounding v * M half up at bit 31 and the rest half away adds 2^30 to v * M,
-    then half of what is left, less one unit of bit 31 where v < 0.
-    """
-    rule = multiplier.rule
-    mantissa, shift = multiplier.mantissa, multiplier.shift
-    if rule.multiplier == "power_of_two":
-        # A negative shift multiplies.
-        mantissa, shift = mantissa << np.clip(-shift, 0, 30), np.clip(shift, 0, 62)
-    half = (np.int64(1) << shift) >> 1
-    if rule.rounding == "floor":
-        return mantissa, shift, np.zeros_like(half), np.zeros_like(half)
-    if rule.multiplier == "power_of_two" or rule.steps == 1:
-        lower = np.maximum(half - 1, 0) if rule.rounding == "half_away" else half
-        return mantissa, shift, half, lower
-    first = np.where(shift > 31, np.int64(1) << 30, 0)
-    negative = half - first if rule.rounding == "half_away" else half + first
-    return mantissa, shift, half + first, negative

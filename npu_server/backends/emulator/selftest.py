@@ -5,16 +5,21 @@ word; other kernels go wrong at odd sizes or strides. A way that differs in one 
 """
 
 import functools
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 
+from npu_server.backends.emulator.native import Level, bind
 from npu_server.backends.emulator.sums import Method, Task
 from npu_server.compile.graph import Window
 from npu_server.execution.sliding import positions
+from npu_server.numerics.requantize import Output, accumulate, make_multiplier, requantize
+from npu_server.numerics.rules import AccumulatorRule, RequantizeRule
 from npu_server.numerics.scales import Int64Array
 from npu_wire.errors import DeviceFault
 from npu_wire.layer_map import Int8Array
@@ -22,33 +27,46 @@ from npu_wire.layer_map import Int8Array
 log = logging.getLogger(__name__)
 
 
+Way = TypeVar("Way", Method, Level)
+
+
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Generic[Way]):
     """What the test found.
 
     Attributes:
-        trusted: the methods that were right everywhere, in their order.
+        trusted: the ways that were right everywhere, in their order.
         failed: names of the others.
     """
 
-    trusted: tuple[Method, ...]
+    trusted: tuple[Way, ...]
     failed: tuple[str, ...]
 
 
 @functools.cache
-def examine(methods: tuple[Method, ...], device: torch.device) -> Verdict:
+def examine(methods: tuple[Method, ...], device: torch.device) -> Verdict[Method]:
     """Tries all methods; once a process, since a machine stays what it is.
 
     Raises:
         DeviceFault: not even the last one, which must serve everything, is exact.
     """
-    failed = {method.name for method in methods if not is_exact(method, device)}
-    if methods[-1].name in failed:
+    failed = [method for method in methods if not is_exact(method, device)]
+    if methods[-1] in failed:
         raise DeviceFault(f"{methods[-1].name} sums on {device} are not exact; use another --device")
-    for name in sorted(failed):
-        log.warning("%s sums wrongly on this machine (%s); a slower exact one replaces it", name, device)
-    trusted = tuple(method for method in methods if method.name not in failed)
-    return Verdict(trusted, tuple(sorted(failed)))
+    return _verdict(methods, failed, str(device))
+
+
+@functools.cache
+def examine_levels(levels: tuple[Level, ...]) -> Verdict[Level]:
+    """Tries all native kernels; once a process."""
+    return _verdict(levels, [level for level in levels if not computes_exactly(level)], "cpu")
+
+
+def _verdict(ways: tuple[Way, ...], failed: Sequence[Way], where: str) -> Verdict[Way]:
+    names = sorted(way.name for way in failed)
+    for name in names:
+        log.warning("%s sums wrongly on this machine (%s); a slower exact one replaces it", name, where)
+    return Verdict(tuple(way for way in ways if way not in failed), tuple(names))
 
 
 def is_exact(method: Method, device: torch.device) -> bool:
@@ -58,6 +76,28 @@ def is_exact(method: Method, device: torch.device) -> bool:
             sums = method.bind(task, device)(torch.from_numpy(image).to(device))
             actual = sums.cpu().numpy().astype(np.int64) + method.offset(task)
             if not np.array_equal(actual, expected_sums(task, image)):
+                return False
+    return True
+
+
+def computes_exactly(level: Level) -> bool:
+    """Whether native kernels make the specification's codes of every case that they serve.
+
+    The rules and registers take turns over the cases, which are several of each shape.
+    """
+    rng = np.random.default_rng(1)
+    rules = itertools.cycle(itertools.product(_RULES, _REGISTERS))
+    for (task, image), (rule, register) in zip(_cases(), rules, strict=False):
+        sums = expected_sums(task, image)
+        bias = rng.integers(-1000, 1001, len(task.codes))
+        # Most codes in range, some beyond it; powers of two make ties.
+        ratio = 2.0 ** rng.integers(-3, 4, len(bias)) * 100 / max(1, int(np.abs(sums).max()))
+        ratio = 2.0 ** np.rint(np.log2(ratio)) if rng.random() < 0.3 else ratio
+        multiplier, output = make_multiplier(ratio, 1.0, rule), Output(int(rng.integers(-128, 128)), -120)
+        layer = bind(level, task, bias, multiplier, register, output)
+        if layer is not None:
+            expected = requantize(accumulate(sums + bias, register), multiplier, output)
+            if not np.array_equal(layer(torch.from_numpy(image)).numpy(), expected):
                 return False
     return True
 
@@ -80,6 +120,19 @@ def expected_sums(task: Task, image: Int8Array) -> Int64Array:
         total = total + part.reshape(n, rows, columns, out)
     return total
 
+
+_RULES = (
+    RequantizeRule("q31", "half_away", 2),
+    RequantizeRule("q31", "half_up", 1),
+    RequantizeRule("power_of_two", "floor", 1),
+    RequantizeRule("float32", "half_even", 1),
+    RequantizeRule("float64", "half_away", 1),
+)
+_REGISTERS = (
+    AccumulatorRule(32, "saturate", "sum"),
+    AccumulatorRule(16, "saturate", "sum"),
+    AccumulatorRule(20, "wrap", "sum"),
+)
 
 # in, out, groups, window, batch, image size. Vector code works in blocks of 4, 16, 32 and 64 channels.
 _SHAPES: Sequence[tuple[int, int, int, Window, int, tuple[int, int]]] = (
@@ -107,7 +160,7 @@ def _cases() -> Iterator[tuple[Task, Int8Array]]:
     """Each shape with random codes, with the largest products of one sign, and with sums near 2^24."""
     rng = np.random.default_rng(0)
     for channels, out, groups, window, batch, size in _SHAPES:
-        shape, image_shape = (out, channels // groups, *window.size), (batch, *size, channels)
+        shape, image_shape = (out, channels // groups, *window.kernel), (batch, *size, channels)
         for zero_point in (-128, 3):
             codes = rng.integers(-128, 128, shape).astype(np.int8)
             image = rng.integers(-128, 128, image_shape).astype(np.int8)

@@ -2,19 +2,19 @@
 
 import math
 
-from npu_server.compile.graph import Conv, Gemm, HostPart, MatMul, Operator, Shape
+from npu_server.compile.graph import Conv, Gemm, HostPart, Kernel, MatMul, Shape
 
 
-def products(operator: Operator, shape: Shape) -> int:
+def products(kernel: Kernel, shape: Shape) -> int:
     """Multiplications for one code of the output; 0 of what is no sum of products.
 
     Args:
-        operator: what the layer does.
+        kernel: what the layer does.
         shape: of its first input, without the batch.
     """
-    match operator:
+    match kernel:
         case Conv() as conv:
-            return math.prod(conv.window.size) * shape[0] // conv.groups
+            return math.prod(conv.window.kernel) * shape[0] // conv.groups
         case Gemm() as gemm:
             return shape[gemm.axis]
         case MatMul() as product:
@@ -22,6 +22,6 @@ def products(operator: Operator, shape: Shape) -> int:
     return 0
 
 
-def multiplications(operator: Operator, shape: Shape, output: Shape) -> int:
+def multiplications(kernel: Kernel, shape: Shape, output: Shape) -> int:
     """Multiply-accumulates of one sample, those of a host part included; arguments as of `products`."""
-    return operator.macs if isinstance(operator, HostPart) else products(operator, shape) * math.prod(output)
+    return kernel.macs if isinstance(kernel, HostPart) else products(kernel, shape) * math.prod(output)
