@@ -21,6 +21,7 @@ from npu_server.seam import Backend, Health
 from npu_server.service.device import Device
 from npu_server.service.health import HealthService
 from npu_server.service.interceptors import LISTENERS, SILENT_CALLS, CallInterceptor
+from npu_server.service.rendezvous import Rendezvous
 from npu_server.service.servicer import NpuService, add_to
 from npu_server.service.sessions import SessionTable
 from npu_server.service.stalls import StallWatch
@@ -54,6 +55,7 @@ class RunningServer:
     Attributes:
         address: where gRPC listens, with the port that was chosen.
         http_address: where HTTP listens; None: nowhere.
+        rendezvous: where clients on this host get shared memory.
 
     Raises:
         InvalidInput: an address cannot be bound, or a file cannot be read.
@@ -77,6 +79,7 @@ class RunningServer:
         self._health = HealthService("", *SERVICES)
         self._watchdog = Watchdog(self._device.probe, config.probe_s, self._follow)
         self._stalls = StallWatch()
+        self.rendezvous = Rendezvous(config.max_shared_bytes)
         self._calls = CallInterceptor(
             self.telemetry, self._stalls, config.stall_s, token, self._watchdog.suspect
         )
@@ -143,6 +146,7 @@ class RunningServer:
         self._server.stop(None)
         stopped.wait()
         self._stalls.close()
+        self.rendezvous.close()
         end = time.monotonic() + _CLOSING_S
         self.sessions.close(_CLOSING_S)
         if not self._device.close(end - time.monotonic()):
@@ -178,7 +182,9 @@ class RunningServer:
         for kernel in self._device.capabilities.failed_kernels:
             self.telemetry.failed_kernel(kernel)
         limits = self._config.limits
-        service = NpuService(self._device, self.sessions, limits, self.telemetry, self._stalls)
+        service = NpuService(
+            self._device, self.sessions, limits, self.telemetry, self._stalls, self.rendezvous
+        )
         add_to(self._server, service)
 
     def _bind(self) -> str:

@@ -60,6 +60,9 @@ class Quotas(BaseModel):
         2**30, ge=1, description="held for a session: updates, batches, unread answers"
     )
     max_server_bytes: int = Field(2**32, ge=1, description="held for all sessions together")
+    max_shared_bytes: int = Field(
+        2**31, ge=0, description="of memory shared with clients on this host, all together; 0: none"
+    )
 
 
 class Patience(BaseModel):

@@ -141,6 +141,10 @@ class OutgoingTensor:
         array: of a dtype in `npu_wire.layer_map.WIRE_TYPES`, any strides.
         layout: order of the elements on the wire; an array that already lies so in memory is not copied.
 
+    Attributes:
+        header: what the tensor is.
+        raw: all its bytes, in the order of the wire.
+
     Raises:
         InvalidInput: a data type or shape that cannot travel.
     """
@@ -152,15 +156,15 @@ class OutgoingTensor:
             raise InvalidInput(f"tensor '{name}' of shape {array.shape} is empty")
         self.header = TensorHeader(name, array.dtype, array.shape, layout)
         ordered = np.moveaxis(array, 1, -1) if layout is MemoryLayout.CHANNELS_LAST else array
-        self._raw = np.ascontiguousarray(ordered).reshape(-1).view(np.uint8).data
+        self.raw = np.ascontiguousarray(ordered).reshape(-1).view(np.uint8).data
 
     def offsets(self, chunk_bytes: int = CHUNK_BYTES) -> range:
         """Where each chunk begins."""
-        return range(0, self._raw.nbytes, chunk_bytes)
+        return range(0, self.raw.nbytes, chunk_bytes)
 
     def data(self, offset: int, chunk_bytes: int = CHUNK_BYTES) -> memoryview:
         """The bytes of the chunk that begins at `offset`."""
-        return self._raw[offset : offset + chunk_bytes]
+        return self.raw[offset : offset + chunk_bytes]
 
     def chunk(self, offset: int) -> tensor_pb2.TensorChunk:
         """The message of the chunk that begins at `offset`, without its data."""

@@ -128,25 +128,27 @@ class ReferenceKernels:
         return np.ascontiguousarray(self._execute(layer, packed, inputs)).reshape(-1, *layer.shape)
 
     def _execute(self, layer: Layer, prepared: Prepared, inputs: list[Int8Array]) -> Int8Array:
-        kernel, x, out, profile = layer.kernel, inputs[0], layer.output, self._profile
-        match kernel:
+        operator, x, out, profile = layer.operator, inputs[0], layer.output, self._profile
+        match operator:
             case Conv():
                 image = _image(x)
-                if kernel.stuffing is not None:
-                    image = moving.stuff(image, kernel.stuffing, layer.sources[0].zero_point)
-                products = _convolution_products(_centred(layer, image), prepared, kernel, self._every_mac)
+                if operator.stuffing is not None:
+                    image = moving.stuff(image, operator.stuffing, layer.sources[0].zero_point)
+                products = _convolution_products(_centred(layer, image), prepared, operator, self._every_mac)
                 return self._finish(products, layer, prepared, axis=1)
             case Gemm():
-                rows = np.moveaxis(_centred(layer, x), kernel.axis, -1)
+                rows = np.moveaxis(_centred(layer, x), operator.axis, -1)
                 products = _matrix_products(rows, prepared, self._every_mac)
-                return np.moveaxis(self._finish(products, layer, prepared, axis=x.ndim - 1), -1, kernel.axis)
+                return np.moveaxis(
+                    self._finish(products, layer, prepared, axis=x.ndim - 1), -1, operator.axis
+                )
             case MatMul():
                 assert prepared.multiplier is not None
                 constant = None if prepared.operand is None else prepared.operand.codes
-                factors = in_order(kernel, inputs, constant)
+                factors = in_order(operator, inputs, constant)
                 rows, columns = (
                     codes.astype(np.int64) - source.zero_point
-                    for codes, source in zip(factors, quantizations(layer, kernel, prepared), strict=True)
+                    for codes, source in zip(factors, quantizations(layer, operator, prepared), strict=True)
                 )
                 rule = profile.accumulator
                 if self._every_mac:
@@ -156,58 +158,59 @@ class ReferenceKernels:
                 return requantize(held, prepared.multiplier, out)
             case Add() | Sub() | Mul():
                 constant = None if prepared.operand is None else prepared.operand.codes
-                a, b = in_order(kernel, inputs, constant)
-                return combine(layer, kernel, prepared, a, b, profile)
+                a, b = in_order(operator, inputs, constant)
+                return combine(layer, operator, prepared, a, b, profile)
             case Lut() | Clamp():
                 return prepared.tables[0][x.astype(np.int64) + 128]
             case PRelu():
-                slopes = np.arange(len(prepared.tables[0])).reshape(kernel.slope.shape)
+                slopes = np.arange(len(prepared.tables[0])).reshape(operator.slope.shape)
                 return prepared.tables[0][slopes, x.astype(np.int64) + 128]
             case Concat():
                 parts = [t[v.astype(np.int64) + 128] for t, v in zip(prepared.tables, inputs, strict=True)]
-                for (position, _), codes in zip(kernel.constants, prepared.joined, strict=True):
+                for (position, _), codes in zip(operator.constants, prepared.joined, strict=True):
                     parts.insert(position, np.broadcast_to(codes, (len(x), *codes.shape[1:])))
-                joined: Int8Array = np.concatenate(parts, axis=kernel.axis)
+                joined: Int8Array = np.concatenate(parts, axis=operator.axis)
                 return joined
             case Extreme():
                 parts = [t[v.astype(np.int64) + 128] for t, v in zip(prepared.tables, inputs, strict=True)]
-                choose = np.maximum if kernel.largest else np.minimum
+                choose = np.maximum if operator.largest else np.minimum
                 chosen: Int8Array = functools.reduce(choose, [*parts, *prepared.joined])
                 return chosen
             case MaxPool():
-                largest: Int8Array = np.stack(list(positions(_image(x), kernel.window, INT8_MIN))).max(axis=0)
+                windows = list(positions(_image(x), operator.window, INT8_MIN))
+                largest: Int8Array = np.stack(windows).max(axis=0)
                 return largest
             case AveragePool():
-                return average_windows(layer, kernel, _image(x), profile)
+                return average_windows(layer, operator, _image(x), profile)
             case Mean() | Sum():
                 total, count = (
-                    _centred(layer, x).sum(axis=kernel.axes),
-                    np.prod(np.take(x.shape, kernel.axes)),
+                    _centred(layer, x).sum(axis=operator.axes),
+                    np.prod(np.take(x.shape, operator.axes)),
                 )
-                if isinstance(kernel, Sum):
+                if isinstance(operator, Sum):
                     return elementwise.total(total, int(count), layer.sources[0], layer.scale, out, profile)
                 return elementwise.average(total, count, layer.sources[0], layer.scale, out, "mean", profile)
             case Largest():
-                highest: Int8Array = x.max(axis=kernel.axes)
+                highest: Int8Array = x.max(axis=operator.axes)
                 return highest
             case Smallest():
-                lowest: Int8Array = x.min(axis=kernel.axes)
+                lowest: Int8Array = x.min(axis=operator.axes)
                 return lowest
             case Pad():
-                return np.pad(x, ((0, 0), *kernel.pads), constant_values=out.zero_point)
+                return np.pad(x, ((0, 0), *operator.pads), constant_values=out.zero_point)
             case Reshape():
                 return x.copy()
             case Rearrange():
-                return moving.rearrange(x, kernel)
+                return moving.rearrange(x, operator)
             case Select():
-                return moving.select(x, kernel)
+                return moving.select(x, operator)
             case Interpolate():
-                return moving.interpolate(_image(x), kernel)
+                return moving.interpolate(_image(x), operator)
             case HostFloat():
-                return compute_on_host(layer, kernel, prepared, inputs)
+                return compute_on_host(layer, operator, prepared, inputs)
             case HostPart():
-                return run_part(layer, kernel, prepared, inputs)
-        raise AssertionError(f"no kernel for {kernel}")
+                return run_part(layer, operator, prepared, inputs)
+        raise AssertionError(f"no kernel for {operator}")
 
     def _finish(
         self, products: Iterable[Int64Array], layer: Layer, prepared: Prepared, axis: int
@@ -235,7 +238,7 @@ def _centred(layer: Layer, x: Int8Array) -> Int64Array:
 
 
 def _convolution_products(
-    x: Int64Array, prepared: Prepared, kernel: Conv, one_by_one: bool
+    x: Int64Array, prepared: Prepared, operator: Conv, one_by_one: bool
 ) -> Iterator[Int64Array]:
     """What is added up, (N, out, height, width) each, window position by window position.
 
@@ -244,10 +247,10 @@ def _convolution_products(
     assert prepared.weights is not None
     codes = prepared.weights.codes.astype(np.int64)
     out, per_group, height, width = codes.shape
-    grouped = codes.reshape(kernel.groups, out // kernel.groups, per_group, height * width)
-    for k, covered in enumerate(positions(x, kernel.window, 0)):
+    grouped = codes.reshape(operator.groups, out // operator.groups, per_group, height * width)
+    for k, covered in enumerate(positions(x, operator.window, 0)):
         n, _, rows, columns = covered.shape
-        channels = covered.reshape(n, kernel.groups, per_group, rows, columns)
+        channels = covered.reshape(n, operator.groups, per_group, rows, columns)
         for some in [slice(c, c + 1) for c in range(per_group)] if one_by_one else [slice(None)]:
             yield np.einsum("ngchw,goc->ngohw", channels[:, :, some], grouped[:, :, some, k]).reshape(
                 n, out, rows, columns

@@ -346,7 +346,7 @@ class Lut:
     steps: tuple["Operation", ...]
 
 
-Kernel = (
+Operator = (
     Conv
     | Gemm
     | MatMul
@@ -384,7 +384,7 @@ class Operation:
     Attributes:
         output: ONNX value name.
         inputs: value names of the activations that it consumes.
-        kernel: what it does.
+        operator: what it does.
         shape: of the output, without the batch.
         nodes: names of the ONNX nodes that it stands for.
         clamp: a fused activation.
@@ -394,7 +394,7 @@ class Operation:
 
     output: str
     inputs: tuple[str, ...]
-    kernel: Kernel
+    operator: Operator
     shape: Shape
     nodes: tuple[str, ...]
     clamp: Clamp | None = None

@@ -11,7 +11,7 @@ class Window:
     """A sliding window over height and width.
 
     Attributes:
-        kernel: (height, width).
+        size: (height, width).
         strides: (vertical, horizontal).
         pads: (top, left, bottom, right).
         dilations: (vertical, horizontal).
@@ -19,7 +19,7 @@ class Window:
             (ceil_mode).
     """
 
-    kernel: tuple[int, int]
+    size: tuple[int, int]
     strides: tuple[int, int] = (1, 1)
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     dilations: tuple[int, int] = (1, 1)
@@ -31,7 +31,7 @@ class Window:
         padded = (height + top + bottom + self.overhang[0], width + left + right + self.overhang[1])
         sizes = [
             (n - (k - 1) * d - 1) // s + 1
-            for n, k, s, d in zip(padded, self.kernel, self.strides, self.dilations, strict=True)
+            for n, k, s, d in zip(padded, self.size, self.strides, self.dilations, strict=True)
         ]
         return sizes[0], sizes[1]
 

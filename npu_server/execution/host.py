@@ -11,13 +11,13 @@ from npu_wire.layer_map import Int8Array
 
 
 def compute_on_host(
-    layer: Layer, kernel: HostFloat, prepared: Prepared, inputs: list[Int8Array]
+    layer: Layer, operator: HostFloat, prepared: Prepared, inputs: list[Int8Array]
 ) -> Int8Array:
     """Dequantizes, computes in float64, quantizes (`HostFloatRule`).
 
     Args:
         layer: the layer.
-        kernel: what it computes.
+        operator: what it computes.
         prepared: its constants.
         inputs: codes, shape (n, ...) in logical order.
 
@@ -26,29 +26,29 @@ def compute_on_host(
     """
     real = [float_ops.dequantize(codes, source) for codes, source in zip(inputs, layer.sources, strict=True)]
     with np.errstate(all="ignore"):
-        result = _compute(kernel, prepared, real).reshape(len(inputs[0]), *layer.shape)
-        own = len(kernel.operands) - len(kernel.affines)
-        for affine, value in zip(kernel.affines, prepared.reals[own:], strict=True):
+        result = _compute(operator, prepared, real).reshape(len(inputs[0]), *layer.shape)
+        own = len(operator.operands) - len(operator.affines)
+        for affine, value in zip(operator.affines, prepared.reals[own:], strict=True):
             scale, shift = scale_and_shift(affine.kind, value)
             result = result * scale + shift
     return float_ops.quantize(result, layer.scale, layer.output)
 
 
-def _compute(kernel: HostFloat, prepared: Prepared, real: list[Float64Array]) -> Float64Array:
-    if kernel.op == "Div":
+def _compute(operator: HostFloat, prepared: Prepared, real: list[Float64Array]) -> Float64Array:
+    if operator.op == "Div":
         quotient: Float64Array = real[0] / real[1]
         return quotient
     values = iter(prepared.reals)
-    x = real[0].reshape(len(real[0]), *(kernel.masked or kernel.split))
-    for _ in kernel.masks:
+    x = real[0].reshape(len(real[0]), *(operator.masked or operator.split))
+    for _ in operator.masks:
         x = x + next(values)
-    x = x.reshape(len(x), *kernel.split)
-    if kernel.op == "Softmax":
-        return float_ops.softmax(x, kernel.axes[0])
-    if kernel.op == "LogSoftmax":
-        return float_ops.log_softmax(x, kernel.axes[0])
-    rule = float_ops.root_mean_square if kernel.op == "RMSNormalization" else float_ops.normalize
-    result = rule(x, kernel.axes, kernel.epsilon)
-    if kernel.scale is not None:
+    x = x.reshape(len(x), *operator.split)
+    if operator.op == "Softmax":
+        return float_ops.softmax(x, operator.axes[0])
+    if operator.op == "LogSoftmax":
+        return float_ops.log_softmax(x, operator.axes[0])
+    rule = float_ops.root_mean_square if operator.op == "RMSNormalization" else float_ops.normalize
+    result = rule(x, operator.axes, operator.epsilon)
+    if operator.scale is not None:
         result = result * next(values)
-    return result if kernel.shift is None else result + next(values)
+    return result if operator.shift is None else result + next(values)

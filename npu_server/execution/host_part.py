@@ -21,7 +21,7 @@ _ROUNDINGS = 2  # codes by which float sums of another order may differ
 _SESSIONS: WeakKeyDictionary[HostPart, Any] = WeakKeyDictionary()
 
 
-def open_part(layer: Layer, kernel: HostPart) -> None:
+def open_part(layer: Layer, operator: HostPart) -> None:
     """Makes a part ready to run; a program keeps it as long as it lives.
 
     Raises:
@@ -41,17 +41,17 @@ def open_part(layer: Layer, kernel: HostPart) -> None:
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
-        _SESSIONS[kernel] = onnxruntime.InferenceSession(kernel.model, options, ["CPUExecutionProvider"])
+        _SESSIONS[operator] = onnxruntime.InferenceSession(operator.model, options, ["CPUExecutionProvider"])
     except Exception as error:  # classes of its own, one for each status
         raise UnsupportedModel(f"{_called(layer)}: ONNX Runtime refuses it: {_first_line(error)}") from error
 
 
-def run_part(layer: Layer, kernel: HostPart, prepared: Prepared, inputs: list[Array]) -> Int8Array:
+def run_part(layer: Layer, operator: HostPart, prepared: Prepared, inputs: list[Array]) -> Int8Array:
     """Dequantizes, runs the float model, quantizes (`npu_wire.quantize`'s rule).
 
     Args:
         layer: the layer.
-        kernel: what it computes.
+        operator: what it computes.
         prepared: its constants.
         inputs: codes, shape (n, ...) in logical order, and raw inputs as they are.
 
@@ -65,7 +65,7 @@ def run_part(layer: Layer, kernel: HostPart, prepared: Prepared, inputs: list[Ar
     sources = iter(layer.sources)
     feeds: dict[str, Array] = dict(prepared.feeds)
     samples = 0
-    for given, array in zip(kernel.inputs, inputs, strict=True):
+    for given, array in zip(operator.inputs, inputs, strict=True):
         if given.axis is None:
             feeds[given.name] = array
             continue
@@ -73,11 +73,11 @@ def run_part(layer: Layer, kernel: HostPart, prepared: Prepared, inputs: list[Ar
         samples = len(array)
         real = dequantize(array, source.scale, source.zero_point)
         feeds[given.name] = _in_onnx_order(real, given)
-    samples = samples or _samples(kernel, inputs)
-    for name, base, step in kernel.sizes:
+    samples = samples or _samples(operator, inputs)
+    for name, base, step in operator.sizes:
         feeds[name] = np.array(base, np.int64) + samples * np.array(step, np.int64)
     try:
-        (value,) = _SESSIONS[kernel].run(None, feeds)
+        (value,) = _SESSIONS[operator].run(None, feeds)
     except Exception as error:  # classes of its own, one for each status
         raise InvalidInput(f"{_called(layer)}: ONNX Runtime cannot run it: {_first_line(error)}") from error
     outer = layer.spec.output.outer
@@ -87,7 +87,7 @@ def run_part(layer: Layer, kernel: HostPart, prepared: Prepared, inputs: list[Ar
     return _quantized(layer, ordered)
 
 
-def refuse_mixed_samples(layer: Layer, kernel: HostPart, prepared: Prepared, layer_map: LayerMap) -> None:
+def refuse_mixed_samples(layer: Layer, operator: HostPart, prepared: Prepared, layer_map: LayerMap) -> None:
     """Tries whether each sample's result is its own: a batch may be computed in parts, of any size.
 
     Two random samples are computed together and one by one; a rounding of the float sums may differ.
@@ -98,12 +98,12 @@ def refuse_mixed_samples(layer: Layer, kernel: HostPart, prepared: Prepared, lay
     rng = np.random.default_rng(0)
     specs: dict[str, InputSpec] = {spec.name: spec for spec in layer_map.inputs}
     specs.update(layer_map.tensors)
-    pair = [_drawn(specs[given.tensor], rng) for given in kernel.inputs]
-    batched = [getattr(specs[given.tensor], "batched", True) for given in kernel.inputs]
+    pair = [_drawn(specs[given.tensor], rng) for given in operator.inputs]
+    batched = [getattr(specs[given.tensor], "batched", True) for given in operator.inputs]
 
     def part(samples: slice) -> Int8Array:
         chosen = [x[samples] if b else x for x, b in zip(pair, batched, strict=True)]
-        return run_part(layer, kernel, prepared, chosen)
+        return run_part(layer, operator, prepared, chosen)
 
     try:
         together, alone = part(slice(2)), np.concatenate([part(slice(1)), part(slice(1, 2))])
@@ -142,8 +142,8 @@ def _in_onnx_order(x: Float32Array, given: HostInput) -> Float32Array:
     return ordered
 
 
-def _samples(kernel: HostPart, inputs: list[Array]) -> int:
-    return next(len(array) for given, array in zip(kernel.inputs, inputs, strict=True) if given.outer)
+def _samples(operator: HostPart, inputs: list[Array]) -> int:
+    return next(len(array) for given, array in zip(operator.inputs, inputs, strict=True) if given.outer)
 
 
 def _called(layer: Layer) -> str:

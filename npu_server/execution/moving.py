@@ -11,27 +11,27 @@ from npu_wire.layer_map import Int8Array
 Array = npt.NDArray[Any]
 
 
-def rearrange(x: Int8Array, kernel: Rearrange) -> Int8Array:
+def rearrange(x: Int8Array, operator: Rearrange) -> Int8Array:
     """Splits axes and transposes; the caller joins them again."""
-    split = x.reshape(len(x), *kernel.split)
-    return split.transpose(0, *(axis + 1 for axis in kernel.order))
+    split = x.reshape(len(x), *operator.split)
+    return split.transpose(0, *(axis + 1 for axis in operator.order))
 
 
-def select(x: Int8Array, kernel: Select) -> Int8Array:
+def select(x: Int8Array, operator: Select) -> Int8Array:
     """Takes some elements along some axes."""
-    for axis, indices in kernel.indices:
+    for axis, indices in operator.indices:
         x = x.take(indices, axis=axis)
     return x
 
 
-def interpolate(x: Int8Array, kernel: Interpolate) -> Int8Array:
+def interpolate(x: Int8Array, operator: Interpolate) -> Int8Array:
     """Bilinear resize in 20 fractional bits, rounded half away from zero (TFLite's ResizeBilinearInteger).
 
     The weights of the four neighbours make up 2^20, so that codes are weighed as they are and the zero point
     stays.
     """
     one = 1 << 10
-    rows, columns = kernel.rows, kernel.columns
+    rows, columns = operator.rows, operator.columns
     down = np.array(rows.weight).reshape(-1, 1)
     across = np.array(columns.weight)
     upper, lower = x.astype(np.int64)[:, :, rows.lower], x.astype(np.int64)[:, :, rows.upper]

@@ -20,18 +20,18 @@ TwoOperands = Pairwise | MatMul
 Tensor = TypeVar("Tensor")
 
 
-def in_order(kernel: TwoOperands, activations: Sequence[Tensor], constant: Tensor | None) -> list[Tensor]:
+def in_order(operator: TwoOperands, activations: Sequence[Tensor], constant: Tensor | None) -> list[Tensor]:
     """The two operands, the constant in its place."""
     if constant is None:
         return list(activations)
-    first = isinstance(kernel, Sub | MatMul) and kernel.constant_first
+    first = isinstance(operator, Sub | MatMul) and operator.constant_first
     return [constant, activations[0]] if first else [activations[0], constant]
 
 
-def quantizations(layer: Layer, kernel: TwoOperands, prepared: Prepared) -> list[Quantization]:
+def quantizations(layer: Layer, operator: TwoOperands, prepared: Prepared) -> list[Quantization]:
     """Those of the two operands."""
     constant = None if prepared.operand is None else prepared.operand.quantization
-    return in_order(kernel, layer.sources, constant)
+    return in_order(operator, layer.sources, constant)
 
 
 def multiply_and_saturate(a: Int64Array, b: Int64Array, rule: AccumulatorRule) -> Int64Array:
@@ -47,11 +47,11 @@ def multiply_and_saturate(a: Int64Array, b: Int64Array, rule: AccumulatorRule) -
 
 
 def combine(
-    layer: Layer, kernel: Pairwise, prepared: Prepared, a: Int8Array, b: Int8Array, profile: Profile
+    layer: Layer, operator: Pairwise, prepared: Prepared, a: Int8Array, b: Int8Array, profile: Profile
 ) -> Int8Array:
     """Sum, difference or product of codes that broadcast, in the output's scale."""
-    qa, qb = quantizations(layer, kernel, prepared)
-    if isinstance(kernel, Mul):
+    qa, qb = quantizations(layer, operator, prepared)
+    if isinstance(operator, Mul):
         return elementwise.mul(a, qa, b, qb, layer.scale, layer.output, profile)
-    sign = -1 if isinstance(kernel, Sub) else 1
+    sign = -1 if isinstance(operator, Sub) else 1
     return elementwise.add(a, qa, b, qb, layer.scale, layer.output, profile, sign)

@@ -203,10 +203,10 @@ def compile_program(
     graph, constants = _partitioned(read_model(model), ranges, profile)
     plan = lower(graph, constants, ranges, profile, kernels.image_layout)
     for layer in plan.layers:
-        if isinstance(layer.kernel, HostPart):
-            open_part(layer, layer.kernel)
+        if isinstance(layer.operator, HostPart):
+            open_part(layer, layer.operator)
             prepared = prepare(layer, constants, profile)
-            refuse_mixed_samples(layer, layer.kernel, prepared, plan.layer_map)
+            refuse_mixed_samples(layer, layer.operator, prepared, plan.layer_map)
     return CompiledProgram(plan, constants, profile, kernels, max_batch)
 
 

@@ -19,7 +19,7 @@ def samples_at_once(layer: Layer, layer_map: LayerMap, work: int) -> int:
         layer_map: of its program.
         work: multiplications that may be done at a time.
     """
-    if isinstance(layer.kernel, HostFloat | HostPart):
+    if isinstance(layer.operator, HostFloat | HostPart):
         return 2**31  # float sums may round otherwise where the array has another shape
     shapes = [layer_map.tensors[name].shape for name in layer.spec.inputs]
     codes = math.prod(layer.shape) + sum(map(math.prod, shapes))
@@ -28,6 +28,6 @@ def samples_at_once(layer: Layer, layer_map: LayerMap, work: int) -> int:
 
 def _products(layer: Layer, shape: tuple[int, ...]) -> int:
     """Multiplications for one code of the output, or what takes as long."""
-    if isinstance(layer.kernel, MaxPool | AveragePool):
-        return math.prod(layer.kernel.window.kernel) * _PER_CODE
-    return products(layer.kernel, shape)
+    if isinstance(layer.operator, MaxPool | AveragePool):
+        return math.prod(layer.operator.window.size) * _PER_CODE
+    return products(layer.operator, shape)

@@ -66,7 +66,7 @@ class AccumulatorRule:
         bits: its width; biases are clipped to it.
         overflow: "saturate" or "wrap".
         where: "sum": overflow acts once, on the finished sum with its bias. "every_mac": the register begins
-            with the bias and saturates after each product; products come kernel row by kernel row, column by
+            with the bias and saturates after each product; products come window row by window row, column by
             column, and for each position input channel by input channel; those of two activations (MatMul)
             begin with 0 and come one by one along the axis that is summed up. (Wrapping is the same in both.)
     """

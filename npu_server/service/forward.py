@@ -20,6 +20,7 @@ from npu_server.service.device import Device
 from npu_server.service.intake import Batch, Intake, WeightUpdate
 from npu_server.service.outbox import Outbox
 from npu_server.service.quotas import Ledger, Limits
+from npu_server.service.rendezvous import StreamMemory
 from npu_server.service.requests import Requests
 from npu_server.service.sessions import Session
 from npu_server.service.stalls import StallWatch
@@ -83,6 +84,7 @@ class ForwardStream:
         telemetry: counters.
         stalls: ends the call when its client does not read the end.
         hang_up: ends the call at once and without a word.
+        shared: memory that the client may have in common with this process.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class ForwardStream:
         telemetry: Telemetry,
         stalls: StallWatch,
         hang_up: Callable[[], object],
+        shared: StreamMemory,
     ) -> None:
         self._session = session
         self._worker = device.worker
@@ -102,6 +105,7 @@ class ForwardStream:
         self._telemetry = telemetry
         self._stalls = stalls
         self._hang_up = hang_up
+        self._shared = shared
         self._outbox: Outbox[_Answer] = Outbox()
         self._ledger = Ledger(session.account)
         self._ended = threading.Event()
@@ -127,6 +131,7 @@ class ForwardStream:
                 del answer
         finally:
             self._over = True
+            self._shared.close()
 
     def cancel(self, error: NpuError | None = None) -> None:
         """Ends the stream now and frees what it holds, also when its client does not read."""
@@ -333,6 +338,8 @@ class ForwardStream:
         if isinstance(answer, _Attached):
             response.weights_version = answer.weights_version
             response.attached.weights_version = answer.weights_version
+            if (offer := self._shared.offer()) is not None:
+                response.attached.shared_memory.CopyFrom(offer)
         elif isinstance(answer, _Loaded):
             response.weights_version = answer.weights_version
             response.weights_loaded.duration_ns = answer.duration_ns
@@ -348,14 +355,21 @@ class ForwardStream:
     def _encode_tensor(self, batch: Batch, tensor: LayerTensor) -> Iterator[Answer]:
         spec = self._session.layer_map.layers[tensor.layer].output
         outgoing = OutgoingTensor(spec.name, tensor.data, spec.layout)
-        for offset in outgoing.offsets():
+        slot = self._shared.place(outgoing.raw)
+        for offset in outgoing.offsets() if slot is None else (0,):
             response = npu_pb2.ForwardResponse(
                 profile_hash=self._profile_hash,
                 weights_version=batch.weights_version,
                 batch_id=batch.batch_id,
             )
             carrier = npu_pb2.LayerTensor(layer=tensor.layer, start_ns=tensor.start_ns, end_ns=tensor.end_ns)
-            yield Slice(response, carrier, outgoing.chunk(offset), outgoing.data(offset))
+            if slot is None:
+                data = outgoing.data(offset)
+            else:
+                data = memoryview(b"")
+                carrier.shared.slot, carrier.shared.offset = slot.number, slot.offset
+                carrier.shared.length = slot.nbytes
+            yield Slice(response, carrier, outgoing.chunk(offset), data)
             if self._outbox.dropped:
                 return
         self._telemetry.sent(outgoing.header.nbytes)
@@ -379,12 +393,12 @@ class _Stopwatch:
         self._since_ns = time.monotonic_ns()
 
 
-def session_id_of(first: Received[npu_pb2.ForwardRequest] | None) -> str:
-    """The session that a stream's first message attaches to.
+def attach_of(first: Received[npu_pb2.ForwardRequest] | None) -> npu_pb2.Attach:
+    """What a stream begins with.
 
     Raises:
         InvalidInput: it is no attach message.
     """
     if first is None or first.message.WhichOneof("kind") != "attach":
         raise InvalidInput("the first message of a Forward stream must be attach")
-    return first.message.attach.session_id
+    return first.message.attach

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 import grpc
 
 from npu_server.service.device import Device
-from npu_server.service.forward import Answer, ForwardStream, session_id_of
+from npu_server.service.forward import Answer, ForwardStream, attach_of
 from npu_server.service.quotas import Ledger, Limits
+from npu_server.service.rendezvous import Rendezvous, StreamMemory
 from npu_server.service.requests import Requests
 from npu_server.service.sessions import SessionTable
 from npu_server.service.stalls import StallWatch
@@ -29,6 +30,7 @@ class NpuService(npu_pb2_grpc.NpuServiceServicer):
         limits: quotas.
         telemetry: counters.
         stalls: ends calls whose client does not read.
+        rendezvous: where clients on this host get shared memory.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class NpuService(npu_pb2_grpc.NpuServiceServicer):
         limits: Limits,
         telemetry: Telemetry,
         stalls: StallWatch,
+        rendezvous: Rendezvous,
     ) -> None:
         self._device = device
         self._sessions = sessions
         self._limits = limits
         self._telemetry = telemetry
         self._stalls = stalls
+        self._rendezvous = rendezvous
 
     def Describe(  # noqa: N802
         self, request: npu_pb2.DescribeRequest, context: grpc.ServicerContext
@@ -96,7 +100,8 @@ class NpuService(npu_pb2_grpc.NpuServiceServicer):
         self, requests: Requests[Received[npu_pb2.ForwardRequest]], context: grpc.ServicerContext
     ) -> Iterator[Answer]:
         """Runs batches of one session."""
-        session = self._sessions.get(session_id_of(next(requests, None)))
+        attach = attach_of(next(requests, None))
+        session = self._sessions.get(attach.session_id)
         stream = ForwardStream(
             session,
             self._device,
@@ -104,6 +109,7 @@ class NpuService(npu_pb2_grpc.NpuServiceServicer):
             self._telemetry,
             self._stalls,
             context.cancel,
+            StreamMemory(self._rendezvous, attach.shared_memory),
         )
         self._sessions.attach(session, stream)
         try:

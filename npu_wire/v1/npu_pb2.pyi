@@ -58,10 +58,12 @@ class CompileResponse(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., profile_hash: _Optional[str] = ..., lease_s: _Optional[float] = ..., inputs: _Optional[_Iterable[_Union[_program_pb2.InputSpec, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[_program_pb2.LayerSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Attach(_message.Message):
-    __slots__ = ("session_id",)
+    __slots__ = ("session_id", "shared_memory")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     session_id: str
-    def __init__(self, session_id: _Optional[str] = ...) -> None: ...
+    shared_memory: bool
+    def __init__(self, session_id: _Optional[str] = ..., shared_memory: bool = ...) -> None: ...
 
 class WeightChunk(_message.Message):
     __slots__ = ("weights_version", "chunk")
@@ -101,11 +103,21 @@ class ForwardRequest(_message.Message):
     batch: BatchChunk
     def __init__(self, attach: _Optional[_Union[Attach, _Mapping]] = ..., weight: _Optional[_Union[WeightChunk, _Mapping]] = ..., commit: _Optional[_Union[WeightCommit, _Mapping]] = ..., batch: _Optional[_Union[BatchChunk, _Mapping]] = ...) -> None: ...
 
+class SharedMemoryOffer(_message.Message):
+    __slots__ = ("socket", "token")
+    SOCKET_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    socket: str
+    token: bytes
+    def __init__(self, socket: _Optional[str] = ..., token: _Optional[bytes] = ...) -> None: ...
+
 class Attached(_message.Message):
-    __slots__ = ("weights_version",)
+    __slots__ = ("weights_version", "shared_memory")
     WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     weights_version: int
-    def __init__(self, weights_version: _Optional[int] = ...) -> None: ...
+    shared_memory: SharedMemoryOffer
+    def __init__(self, weights_version: _Optional[int] = ..., shared_memory: _Optional[_Union[SharedMemoryOffer, _Mapping]] = ...) -> None: ...
 
 class WeightsLoaded(_message.Message):
     __slots__ = ("duration_ns",)
@@ -113,17 +125,29 @@ class WeightsLoaded(_message.Message):
     duration_ns: int
     def __init__(self, duration_ns: _Optional[int] = ...) -> None: ...
 
+class SharedSlice(_message.Message):
+    __slots__ = ("slot", "offset", "length")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    slot: int
+    offset: int
+    length: int
+    def __init__(self, slot: _Optional[int] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
+
 class LayerTensor(_message.Message):
-    __slots__ = ("layer", "chunk", "start_ns", "end_ns")
+    __slots__ = ("layer", "chunk", "start_ns", "end_ns", "shared")
     LAYER_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     START_NS_FIELD_NUMBER: _ClassVar[int]
     END_NS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     layer: int
     chunk: _tensor_pb2.TensorChunk
     start_ns: int
     end_ns: int
-    def __init__(self, layer: _Optional[int] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., start_ns: _Optional[int] = ..., end_ns: _Optional[int] = ...) -> None: ...
+    shared: SharedSlice
+    def __init__(self, layer: _Optional[int] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., start_ns: _Optional[int] = ..., end_ns: _Optional[int] = ..., shared: _Optional[_Union[SharedSlice, _Mapping]] = ...) -> None: ...
 
 class BatchDone(_message.Message):
     __slots__ = ("queued_ns", "device_ns")

@@ -47,13 +47,13 @@ DEFECTS: dict[str, tuple[Callable, str, str]] = {
     "bias not folded": (weights.fold, "bias * scale + shift", "bias + shift"),
     "kernel flipped": (
         weights.fold,
-        "if isinstance(kernel, Conv) else weight",
-        "[..., ::-1, ::-1] if isinstance(kernel, Conv) else weight",
+        "if isinstance(operator, Conv) else weight",
+        "[..., ::-1, ::-1] if isinstance(operator, Conv) else weight",
     ),
     "kernel transposed": (
         weights.fold,
-        "if isinstance(kernel, Conv) else weight",
-        "[..., ::-1] if isinstance(kernel, Conv) else weight",
+        "if isinstance(operator, Conv) else weight",
+        "[..., ::-1] if isinstance(operator, Conv) else weight",
     ),
     "alpha ignored": (weights.fold, "source.alpha != 1.0", "False"),
     "beta ignored": (weights._bias, " * np.float32(source.beta)", ""),
@@ -69,7 +69,7 @@ DEFECTS: dict[str, tuple[Callable, str, str]] = {
     "SAME without dilation": (
         windows._window,
         "zip(size, strides, reach, strict=True)",
-        "zip(size, strides, kernel, strict=True)",
+        "zip(size, strides, kernel_shape, strict=True)",
     ),
     "padding counted in no average": (
         operators._pool,

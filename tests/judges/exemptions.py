@@ -34,38 +34,40 @@ _BY_FUNCTION = {"HardSwish": "hard swish", "LeakyRelu": "leaky relu", "Sigmoid":
 
 def operator_of(judged: JudgedLayer) -> str:
     """The row of the matrix that a layer belongs to; empty where it moves codes only."""
-    kernel = judged.layer.kernel
-    if isinstance(kernel, g.Conv):
-        return _convolution(judged, kernel)
-    if isinstance(kernel, g.Lut):
-        alone = kernel.steps[0].kernel if len(kernel.steps) == 1 else None
+    operator = judged.layer.operator
+    if isinstance(operator, g.Conv):
+        return _convolution(judged, operator)
+    if isinstance(operator, g.Lut):
+        alone = operator.steps[0].operator if len(operator.steps) == 1 else None
         return _BY_FUNCTION.get(getattr(alone, "name", ""), "other functions")
-    with_constants = isinstance(kernel, g.Add | g.Sub | g.Mul) and kernel.operand is not None
-    if with_constants or (isinstance(kernel, g.Concat) and kernel.constants):
+    with_constants = isinstance(operator, g.Add | g.Sub | g.Mul) and operator.operand is not None
+    if with_constants or (isinstance(operator, g.Concat) and operator.constants):
         return "constant operands"
-    if isinstance(kernel, g.Select) and kernel.op == "Resize":
+    if isinstance(operator, g.Select) and operator.op == "Resize":
         return "resize nearest"
-    return _BY_KERNEL.get(type(kernel), "")
+    return _BY_KERNEL.get(type(operator), "")
 
 
-def _convolution(judged: JudgedLayer, kernel: g.Conv) -> str:
+def _convolution(judged: JudgedLayer, operator: g.Conv) -> str:
     assert judged.prepared.weights is not None
-    if kernel.stuffing is not None:
+    if operator.stuffing is not None:
         return "transposed convolution"
-    if kernel.groups > 1:
+    if operator.groups > 1:
         per_group = judged.prepared.weights.codes.shape[1]
         return "depthwise convolution" if per_group == 1 else "grouped convolution"
-    if kernel.window.dilations != (1, 1):
+    if operator.window.dilations != (1, 1):
         return "dilated convolution"
-    return "pointwise convolution" if kernel.window.kernel == (1, 1) else "convolution"
+    return "pointwise convolution" if operator.window.size == (1, 1) else "convolution"
 
 
 Condition = Callable[[JudgedLayer, list[Int8Array]], bool]
 
 
-def _no_multiple_of_16(kernel: type) -> Condition:
+def _no_multiple_of_16(operator: type) -> Condition:
     """Loops that take 16 elements at a time leave the rest to code that rounds otherwise."""
-    return lambda judged, inputs: isinstance(judged.layer.kernel, kernel) and any(x.size % 16 for x in inputs)
+    return lambda judged, inputs: (
+        isinstance(judged.layer.operator, operator) and any(x.size % 16 for x in inputs)
+    )
 
 
 def _reach(source: Quantization) -> int:
@@ -76,31 +78,31 @@ def _reach(source: Quantization) -> int:
 def _products_beyond_16_bits(judged: JudgedLayer, inputs: list[Int8Array]) -> bool:
     """They wrap where they should saturate."""
     reach = np.prod([_reach(source) * source.scale for source in judged.layer.sources]) / judged.layer.scale
-    return isinstance(judged.layer.kernel, g.Mul) and bool(reach > 2**15 - 256)
+    return isinstance(judged.layer.operator, g.Mul) and bool(reach > 2**15 - 256)
 
 
 def _sums_beyond_16_bits(judged: JudgedLayer, inputs: list[Int8Array]) -> bool:
     reach = sum(_reach(source) * source.scale for source in judged.layer.sources) / judged.layer.scale
-    return isinstance(judged.layer.kernel, g.Add) and reach > 2**15 - 256
+    return isinstance(judged.layer.operator, g.Add) and reach > 2**15 - 256
 
 
-def _ratios_outside(kernel: type, low: float, high: float) -> Condition:
+def _ratios_outside(operator: type, low: float, high: float) -> Condition:
     """Operands whose scale is no multiple of the output's in [low, high): another kernel takes them."""
 
     def applies(judged: JudgedLayer, inputs: list[Int8Array]) -> bool:
         layer = judged.layer
         ratios = [source.scale / layer.scale for source in layer.sources]
-        if isinstance(layer.kernel, g.Mul):
+        if isinstance(layer.operator, g.Mul):
             ratios = [layer.sources[0].scale * layer.sources[-1].scale / layer.scale]
-        return isinstance(layer.kernel, kernel) and not all(low <= ratio < high for ratio in ratios)
+        return isinstance(layer.operator, operator) and not all(low <= ratio < high for ratio in ratios)
 
     return applies
 
 
 def _overhang_beside_counted_pads(judged: JudgedLayer, inputs: list[Int8Array]) -> bool:
     """What ceil_mode adds is counted as padding there; ONNX and torch do not count it."""
-    kernel = judged.layer.kernel
-    return isinstance(kernel, g.AveragePool) and kernel.count_pads and kernel.window.overhang != (0, 0)
+    operator = judged.layer.operator
+    return isinstance(operator, g.AveragePool) and operator.count_pads and operator.window.overhang != (0, 0)
 
 
 def _hard_swish_of_small_scales(judged: JudgedLayer, inputs: list[Int8Array]) -> bool:

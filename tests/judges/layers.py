@@ -48,26 +48,28 @@ Job = tuple[JudgedLayer, list[Int8Array]]
 
 def constants_as_activations(judged: JudgedLayer, inputs: list[Int8Array]) -> Job:
     """The same layer with its constant operands among its inputs, where an engine's operator has them."""
-    layer, kernel, prepared = judged.layer, judged.layer.kernel, judged.prepared
+    layer, operator, prepared = judged.layer, judged.layer.operator, judged.prepared
     batch = len(inputs[0])
-    if isinstance(kernel, g.Add | g.Sub | g.Mul | g.MatMul) and prepared.operand is not None:
+    if isinstance(operator, g.Add | g.Sub | g.Mul | g.MatMul) and prepared.operand is not None:
         codes = prepared.operand.codes
-        shape = codes.shape[1:] if isinstance(kernel, g.MatMul) else layer.shape
+        shape = codes.shape[1:] if isinstance(operator, g.MatMul) else layer.shape
         operand = np.broadcast_to(codes, (batch, *shape))
-        inputs = in_order(kernel, inputs, np.ascontiguousarray(operand))
-        sources = tuple(quantizations(layer, kernel, prepared))
-        return replace(judged, layer=replace(layer, kernel=type(kernel)(), sources=sources)), inputs
-    if isinstance(kernel, g.Concat) and kernel.constants:
+        inputs = in_order(operator, inputs, np.ascontiguousarray(operand))
+        sources = tuple(quantizations(layer, operator, prepared))
+        return replace(judged, layer=replace(layer, operator=type(operator)(), sources=sources)), inputs
+    if isinstance(operator, g.Concat) and operator.constants:
         inputs, own = list(inputs), list(layer.sources)
-        for (position, _), codes in zip(kernel.constants, prepared.joined, strict=True):
+        for (position, _), codes in zip(operator.constants, prepared.joined, strict=True):
             inputs.insert(position, np.ascontiguousarray(np.broadcast_to(codes, (batch, *codes.shape[1:]))))
             own.insert(position, Quantization(layer.scale, layer.output.zero_point))
-        return replace(judged, layer=replace(layer, kernel=g.Concat(kernel.axis), sources=tuple(own))), inputs
-    if isinstance(kernel, g.Extreme) and kernel.constants:
+        return replace(
+            judged, layer=replace(layer, operator=g.Concat(operator.axis), sources=tuple(own))
+        ), inputs
+    if isinstance(operator, g.Extreme) and operator.constants:
         target = Quantization(layer.scale, layer.output.zero_point)
         wide = [np.ascontiguousarray(np.broadcast_to(c, (batch, *c.shape[1:]))) for c in prepared.joined]
         sources = (*layer.sources, *[target] * len(wide))
-        bare = replace(layer, kernel=g.Extreme(kernel.largest), sources=sources)
+        bare = replace(layer, operator=g.Extreme(operator.largest), sources=sources)
         return replace(judged, layer=bare), [*inputs, *wide]
     return judged, inputs
 
@@ -139,7 +141,7 @@ def our_outputs(judged: JudgedLayer, inputs: list[Int8Array], profile: Profile) 
         ReferenceKernels(profile),
         EmulatorKernels(profile, torch.device("cpu"), levels=()),
     ]
-    if isinstance(judged.layer.kernel, g.Conv | g.Gemm):
+    if isinstance(judged.layer.operator, g.Conv | g.Gemm):
         cpu = torch.device("cpu")
         backends += [EmulatorKernels(profile, cpu, levels=(level,)) for level in native.levels()]
     outputs = []

@@ -78,10 +78,10 @@ class OnnxRuntimeJudge:
         authors, feeds = [], {}
         for index, (judged, inputs) in enumerate(constants_as_activations(*job) for job in jobs):
             author = _Author(judged, f"layer{index}_")
-            writer = _WRITERS.get(type(judged.layer.kernel).__name__)
+            writer = _WRITERS.get(type(judged.layer.operator).__name__)
             if writer is None:
-                raise Unjudged(f"no integer ONNX operator for {type(judged.layer.kernel).__name__}")
-            writer(author, judged.layer.kernel)
+                raise Unjudged(f"no integer ONNX operator for {type(judged.layer.operator).__name__}")
+            writer(author, judged.layer.operator)
             author.clamp()
             author.finish()
             authors.append(author)
@@ -95,7 +95,7 @@ class OnnxRuntimeJudge:
 
 
 def _flat(layer: Layer, x: Int8Array) -> Int8Array:
-    return x.reshape(-1, x.shape[-1]) if isinstance(layer.kernel, g.Gemm) else np.ascontiguousarray(x)
+    return x.reshape(-1, x.shape[-1]) if isinstance(layer.operator, g.Gemm) else np.ascontiguousarray(x)
 
 
 def _run(authors: list[_Author], feeds: dict[str, Int8Array]) -> list[Int8Array]:
@@ -118,82 +118,82 @@ def _run(authors: list[_Author], feeds: dict[str, Int8Array]) -> list[Int8Array]
     return onnxruntime.InferenceSession(model.SerializeToString(), options).run(None, feeds)
 
 
-def _conv(a: _Author, kernel: g.Conv) -> None:
-    if kernel.stuffing is not None:
+def _conv(a: _Author, operator: g.Conv) -> None:
+    if operator.stuffing is not None:
         raise Unjudged("ONNX Runtime has no integer transposed convolution")
     a.weights()
-    window = kernel.window
+    window = operator.window
     fields = {"pads": window.pads, "strides": window.strides, "dilations": window.dilations}
     names = [*a.triple("x0"), *a.triple("w"), "s_y", "z_y", "b"]
-    a.node("QLinearConv", names, **fields, group=kernel.groups)
+    a.node("QLinearConv", names, **fields, group=operator.groups)
 
 
-def _gemm(a: _Author, kernel: g.Gemm) -> None:
-    if kernel.axis != -1:
+def _gemm(a: _Author, operator: g.Gemm) -> None:
+    if operator.axis != -1:
         raise Unjudged("QGemm works on the last axis")
     a.weights()
     a.node("QGemm", [*a.triple("x0"), *a.triple("w"), "b", "s_y", "z_y"], _MICROSOFT, transB=1)
 
 
-def _matmul(a: _Author, kernel: g.MatMul) -> None:
-    if kernel.factors:
+def _matmul(a: _Author, operator: g.MatMul) -> None:
+    if operator.factors:
         raise Unjudged("QLinearMatMul has no factor of its own")
     a.node("QLinearMatMul", [*a.triple("x0"), *a.triple("x1"), "s_y", "z_y"])
 
 
-def _pair(a: _Author, kernel: g.Add | g.Mul) -> None:
+def _pair(a: _Author, operator: g.Add | g.Mul) -> None:
     names = [*a.triple("x0"), *a.triple("x1"), "s_y", "z_y"]
-    a.node(f"QLinear{type(kernel).__name__}", names, _MICROSOFT)
+    a.node(f"QLinear{type(operator).__name__}", names, _MICROSOFT)
 
 
-def _concat(a: _Author, kernel: g.Concat) -> None:
+def _concat(a: _Author, operator: g.Concat) -> None:
     names = [name for x in a.inputs for name in a.triple(x)]
-    a.node("QLinearConcat", ["s_y", "z_y", *names], _MICROSOFT, axis=kernel.axis)
+    a.node("QLinearConcat", ["s_y", "z_y", *names], _MICROSOFT, axis=operator.axis)
 
 
 def _pool_fields(window: g.Window) -> dict[str, object]:
-    fields = {"kernel_shape": window.kernel, "pads": window.pads, "strides": window.strides}
+    fields = {"kernel_shape": window.size, "pads": window.pads, "strides": window.strides}
     return fields | {"ceil_mode": int(window.overhang != (0, 0))}
 
 
-def _average_pool(a: _Author, kernel: g.AveragePool) -> None:
-    window = kernel.window
+def _average_pool(a: _Author, operator: g.AveragePool) -> None:
+    window = operator.window
     if window.dilations != (1, 1):
         raise Unjudged("QLinearAveragePool has no dilations")
     fields = _pool_fields(window)
-    counts = int(kernel.count_pads)
+    counts = int(operator.count_pads)
     names = [*a.triple("x0"), "s_y", "z_y"]
     a.node("QLinearAveragePool", names, _MICROSOFT, **fields, count_include_pad=counts, channels_last=0)
 
 
-def _max_pool(a: _Author, kernel: g.MaxPool) -> None:
-    window = kernel.window
+def _max_pool(a: _Author, operator: g.MaxPool) -> None:
+    window = operator.window
     fields = _pool_fields(window)
     a.node("MaxPool", ["x0"], **fields, dilations=window.dilations)
 
 
-def _mean(a: _Author, kernel: g.Mean) -> None:
+def _mean(a: _Author, operator: g.Mean) -> None:
     a.node("QLinearGlobalAveragePool", [*a.triple("x0"), "s_y", "z_y"], _MICROSOFT, channels_last=0)
 
 
-def _pad(a: _Author, kernel: g.Pad) -> None:
-    before, after = zip((0, 0), *kernel.pads, strict=True)
+def _pad(a: _Author, operator: g.Pad) -> None:
+    before, after = zip((0, 0), *operator.pads, strict=True)
     a.constants["pads"] = np.array([*before, *after])
     a.node("Pad", ["x0", "pads", "z_y"])
 
 
-def _function(a: _Author, kernel: g.Lut) -> None:
-    function = getattr(kernel.steps[0].kernel, "name", "")
-    if len(kernel.steps) == 1 and function == "LeakyRelu":
-        alpha = kernel.steps[0].kernel.alpha
+def _function(a: _Author, operator: g.Lut) -> None:
+    function = getattr(operator.steps[0].operator, "name", "")
+    if len(operator.steps) == 1 and function == "LeakyRelu":
+        alpha = operator.steps[0].operator.alpha
         a.node("QLinearLeakyRelu", [*a.triple("x0"), "s_y", "z_y"], _MICROSOFT, alpha=alpha)
         return
-    if len(kernel.steps) != 1 or function != "Sigmoid":
+    if len(operator.steps) != 1 or function != "Sigmoid":
         raise Unjudged("ONNX Runtime has no integer operator for this function")
     a.node("QLinearSigmoid", [*a.triple("x0"), "s_y", "z_y"], _MICROSOFT)
 
 
-_WRITERS: dict[str, Callable[[_Author, g.Kernel], None]] = {
+_WRITERS: dict[str, Callable[[_Author, g.Operator], None]] = {
     "Conv": _conv,
     "Gemm": _gemm,
     "MatMul": _matmul,

@@ -41,8 +41,8 @@ class TfliteJudge:
         """The outputs of several layers that stand side by side in one model; see `Judge.run_all`."""
         shaped = [_as_images_and_rows(*constants_as_activations(*job)) for job in jobs]
         for judged, _ in shaped:
-            kernel = judged.layer.kernel
-            if isinstance(kernel, g.Clamp) and not self.bounded_relu_rescales and kernel.high != np.inf:
+            operator = judged.layer.operator
+            if isinstance(operator, g.Clamp) and not self.bounded_relu_rescales and operator.high != np.inf:
                 raise Unjudged(f"{self.name} has no lone RELU6 between two scales")
         authored = author(shaped)
         arrays = [_order(judged.layer, x) for judged, inputs in shaped for x in inputs]
@@ -58,7 +58,7 @@ class TfliteJudge:
 
 def _logical(layer: Layer, result: Int8Array) -> Int8Array:
     """Channels first again, where the engine had them last."""
-    if len(layer.shape) != 3 or isinstance(layer.kernel, g.MatMul):
+    if len(layer.shape) != 3 or isinstance(layer.operator, g.MatMul):
         return result
     channels, height, width = layer.shape
     return channels_first(result.reshape(-1, height, width, channels))
@@ -69,11 +69,11 @@ def _as_images_and_rows(judged: JudgedLayer, inputs: list[Int8Array]) -> tuple[J
 
     A sequence (N, C, L) is an image of one row; a matrix product works on (N, rows, K).
     """
-    layer, kernel = judged.layer, judged.layer.kernel
-    if isinstance(kernel, g.Gemm) and len(layer.shape) == 3:
+    layer, operator = judged.layer, judged.layer.operator
+    if isinstance(operator, g.Gemm) and len(layer.shape) == 3:
         inputs = [x.reshape(len(x), -1, x.shape[-1]) for x in inputs]
         layer = replace(layer, shape=(math.prod(layer.shape[:-1]), layer.shape[-1]))
-    elif isinstance(kernel, g.Conv | g.MaxPool | g.AveragePool) and len(layer.shape) == 2:
+    elif isinstance(operator, g.Conv | g.MaxPool | g.AveragePool) and len(layer.shape) == 2:
         inputs = [x[:, :, None] for x in inputs]
         layer = replace(layer, shape=(layer.shape[0], 1, layer.shape[1]))
     return replace(judged, layer=layer), inputs
@@ -107,7 +107,7 @@ def tflm(model: bytes, inputs: list[Int8Array]) -> list[Int8Array]:
 
 def _order(layer: Layer, x: Int8Array) -> Int8Array:
     """Images with channels last; matrices as they are."""
-    return np.ascontiguousarray(x) if isinstance(layer.kernel, g.MatMul) else channels_last(x)
+    return np.ascontiguousarray(x) if isinstance(layer.operator, g.MatMul) else channels_last(x)
 
 
 class _Author:
@@ -122,7 +122,7 @@ class _Author:
             for shape, source in zip(self.shapes, self.layer.sources, strict=True)
         ]
         shape = (self.batch, *self.layer.shape)
-        images = len(shape) == 4 and not isinstance(self.layer.kernel, g.MatMul)
+        images = len(shape) == 4 and not isinstance(self.layer.operator, g.MatMul)
         shape = (shape[0], shape[2], shape[3], shape[1]) if images else shape
         self.shape = shape
         self.output = self.activation(shape, Quantization(self.layer.scale, self.layer.output.zero_point))
@@ -143,11 +143,11 @@ def author(jobs: list[Job]) -> bytes:
     """
     model, authors = TfliteModel(), []
     for judged, inputs in jobs:
-        a, kernel = _Author(model, judged, inputs), judged.layer.kernel
-        writer = _WRITERS.get(type(kernel).__name__)
+        a, operator = _Author(model, judged, inputs), judged.layer.operator
+        writer = _WRITERS.get(type(operator).__name__)
         if writer is None:
-            raise Unjudged(f"no TFLite operator for {type(kernel).__name__}")
-        writer(a, kernel)
+            raise Unjudged(f"no TFLite operator for {type(operator).__name__}")
+        writer(a, operator)
         authors.append(a)
     return model.finish([x for a in authors for x in a.inputs], [a.output for a in authors])
 
@@ -166,7 +166,7 @@ def _activation(layer: Layer) -> int:
 
 
 def _same(size: tuple[int, int], window: g.Window) -> tuple[int, int, int, int]:
-    reach = [(k - 1) * d + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]
+    reach = [(k - 1) * d + 1 for k, d in zip(window.size, window.dilations, strict=True)]
     total = [
         max(0, (-(-n // s) - 1) * s + r - n) for n, s, r in zip(size, window.strides, reach, strict=True)
     ]
@@ -187,16 +187,16 @@ def _padding(a: _Author, window: g.Window, shape: tuple[int, ...]) -> tuple[int,
     return between, int(schema.Padding.VALID)
 
 
-def _conv(a: _Author, kernel: g.Conv) -> None:
-    weights, window = a.judged.prepared.weights, kernel.window
+def _conv(a: _Author, operator: g.Conv) -> None:
+    weights, window = a.judged.prepared.weights, operator.window
     if len(a.shapes[0]) != 4:
         raise Unjudged("a convolution of single numbers")
-    if kernel.stuffing is not None:
-        return _transposed_conv(a, kernel)
-    if kernel.stuffing is not None:
+    if operator.stuffing is not None:
+        return _transposed_conv(a, operator)
+    if operator.stuffing is not None:
         raise Unjudged("a transposed convolution")
     channels = a.shapes[0][3]
-    depthwise = kernel.groups == channels and channels > 1
+    depthwise = operator.groups == channels and channels > 1
     stored = weights.codes.transpose((1, 2, 3, 0) if depthwise else (0, 2, 3, 1))
     w = a.model.tensor(stored.shape, scale=weights.scales, axis=3 if depthwise else 0, data=stored)
     scales = weights.scales * a.layer.sources[0].scale
@@ -217,16 +217,16 @@ def _conv(a: _Author, kernel: g.Conv) -> None:
         a.model.operator("CONV_2D", [x, w, b], [a.output], "Conv2DOptions", 3, **fields)
 
 
-def _transposed_conv(a: _Author, kernel: g.Conv) -> None:
-    weights, (height, width) = a.judged.prepared.weights, kernel.window.kernel
+def _transposed_conv(a: _Author, operator: g.Conv) -> None:
+    weights, (height, width) = a.judged.prepared.weights, operator.window.size
     whole = (height - 1, width - 1) * 2
-    if kernel.groups > 1 or kernel.stuffing.pads != whole or kernel.window.dilations != (1, 1):
+    if operator.groups > 1 or operator.stuffing.pads != whole or operator.window.dilations != (1, 1):
         raise Unjudged("TFLite's transposed convolutions have no groups, no dilations, no odd pads")
     stored = weights.codes[..., ::-1, ::-1].transpose(0, 2, 3, 1)
     w = a.model.tensor(stored.shape, scale=weights.scales, data=stored)
     scales = weights.scales * a.layer.sources[0].scale
     b = a.model.tensor((len(weights.bias),), np.int32, scales, data=weights.bias)
-    down, across = kernel.stuffing.strides
+    down, across = operator.stuffing.strides
     a.model.operator(
         "TRANSPOSE_CONV",
         [a.integers(a.shape), w, a.inputs[0], b],
@@ -240,14 +240,14 @@ def _transposed_conv(a: _Author, kernel: g.Conv) -> None:
     )
 
 
-def _matmul(a: _Author, kernel: g.MatMul) -> None:
-    if kernel.factors:
+def _matmul(a: _Author, operator: g.MatMul) -> None:
+    if operator.factors:
         raise Unjudged("BATCH_MATMUL has no factor of its own")
     a.model.operator("BATCH_MATMUL", a.inputs, [a.output], "BatchMatMulOptions", 2)
 
 
-def _gemm(a: _Author, kernel: g.Gemm) -> None:
-    if kernel.axis != -1:
+def _gemm(a: _Author, operator: g.Gemm) -> None:
+    if operator.axis != -1:
         raise Unjudged("FULLY_CONNECTED works on the last axis")
     weights = a.judged.prepared.weights
     w = a.model.tensor(weights.codes.shape, scale=weights.scales, data=weights.codes)
@@ -257,8 +257,8 @@ def _gemm(a: _Author, kernel: g.Gemm) -> None:
     a.model.operator("FULLY_CONNECTED", [a.inputs[0], w, b], [a.output], "FullyConnectedOptions", 4, **fields)
 
 
-def _pair(a: _Author, kernel: g.Add | g.Sub | g.Mul) -> None:
-    name = type(kernel).__name__
+def _pair(a: _Author, operator: g.Add | g.Sub | g.Mul) -> None:
+    name = type(operator).__name__
     fused = _activation(a.layer)
     a.model.operator(name.upper(), a.inputs, [a.output], f"{name}Options", 2, fusedActivationFunction=fused)
 
@@ -275,30 +275,30 @@ def _in_one_scale(a: _Author) -> list[int]:
     return parts
 
 
-def _extreme(a: _Author, kernel: g.Extreme) -> None:
+def _extreme(a: _Author, operator: g.Extreme) -> None:
     if len(a.inputs) != 2:
         raise Unjudged("TFLite compares two tensors")
-    name = "MAXIMUM" if kernel.largest else "MINIMUM"
+    name = "MAXIMUM" if operator.largest else "MINIMUM"
     a.model.operator(name, _in_one_scale(a), [a.output], "MaximumMinimumOptions", 2)
 
 
-def _concat(a: _Author, kernel: g.Concat) -> None:
-    axis = {1: 3, 2: 1, 3: 2}[kernel.axis] if len(a.shape) == 4 else kernel.axis
+def _concat(a: _Author, operator: g.Concat) -> None:
+    axis = {1: 3, 2: 1, 3: 2}[operator.axis] if len(a.shape) == 4 else operator.axis
     a.model.operator("CONCATENATION", _in_one_scale(a), [a.output], "ConcatenationOptions", 2, axis=axis)
 
 
-def _pool(a: _Author, kernel: g.MaxPool | g.AveragePool) -> None:
-    window = kernel.window
+def _pool(a: _Author, operator: g.MaxPool | g.AveragePool) -> None:
+    window = operator.window
     padded = window.pads != (0, 0, 0, 0)
     same = window.pads == _same(a.shapes[0][1:3], window)
     if (padded and not same) or window.dilations != (1, 1) or window.overhang != (0, 0):
         raise Unjudged("TFLite's pools pad as SAME or not at all")
-    if padded and isinstance(kernel, g.AveragePool) and kernel.count_pads:
+    if padded and isinstance(operator, g.AveragePool) and operator.count_pads:
         raise Unjudged("TFLite's average pools do not count padding")
-    name = "MAX_POOL_2D" if isinstance(kernel, g.MaxPool) else "AVERAGE_POOL_2D"
+    name = "MAX_POOL_2D" if isinstance(operator, g.MaxPool) else "AVERAGE_POOL_2D"
     fields = {
-        "filterHeight": window.kernel[0],
-        "filterWidth": window.kernel[1],
+        "filterHeight": window.size[0],
+        "filterWidth": window.size[1],
         "strideH": window.strides[0],
         "strideW": window.strides[1],
         "padding": schema.Padding.SAME if same else schema.Padding.VALID,
@@ -306,10 +306,10 @@ def _pool(a: _Author, kernel: g.MaxPool | g.AveragePool) -> None:
     a.model.operator(name, a.inputs, [a.output], "Pool2DOptions", 2, **fields)
 
 
-def _mean(a: _Author, kernel: g.Mean | g.Sum) -> None:
-    if kernel.axes != (2, 3):
+def _mean(a: _Author, operator: g.Mean | g.Sum) -> None:
+    if operator.axes != (2, 3):
         raise Unjudged("a mean or a sum over other axes than height and width")
-    axes, name = a.integers([1, 2]), "SUM" if isinstance(kernel, g.Sum) else "MEAN"
+    axes, name = a.integers([1, 2]), "SUM" if isinstance(operator, g.Sum) else "MEAN"
     a.model.operator(name, [a.inputs[0], axes], [a.output], "ReducerOptions", 2, keepDims=len(a.shape) == 4)
 
 
@@ -318,27 +318,27 @@ def _pads_of_images(pads: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
     return [*pads[1:], pads[0]] if len(pads) == 3 else list(pads)
 
 
-def _pad(a: _Author, kernel: g.Pad) -> None:
-    pads = a.integers([(0, 0), *_pads_of_images(kernel.pads)])
+def _pad(a: _Author, operator: g.Pad) -> None:
+    pads = a.integers([(0, 0), *_pads_of_images(operator.pads)])
     a.model.operator("PAD", [a.inputs[0], pads], [a.output], "PadOptions", 2)
 
 
-def _interpolate(a: _Author, kernel: g.Interpolate) -> None:
-    half = any(taps.weight[0] != 0 for taps in (kernel.rows, kernel.columns))
+def _interpolate(a: _Author, operator: g.Interpolate) -> None:
+    half = any(taps.weight[0] != 0 for taps in (operator.rows, operator.columns))
     size = a.integers(a.shape[1:3])
     a.model.operator(
         "RESIZE_BILINEAR", [a.inputs[0], size], [a.output], "ResizeBilinearOptions", 3, halfPixelCenters=half
     )
 
 
-def _select(a: _Author, kernel: g.Select) -> None:
-    if kernel.op != "Resize" or len(a.shape) != 4:
-        raise Unjudged(f"{kernel.op} moves data only")
+def _select(a: _Author, operator: g.Select) -> None:
+    if operator.op != "Resize" or len(a.shape) != 4:
+        raise Unjudged(f"{operator.op} moves data only")
     names = [a.inputs[0], a.integers(a.shape[1:3])]
     a.model.operator("RESIZE_NEAREST_NEIGHBOR", names, [a.output], "ResizeNearestNeighborOptions", 3)
 
 
-def _clamp(a: _Author, kernel: g.Clamp) -> None:
+def _clamp(a: _Author, operator: g.Clamp) -> None:
     kinds = schema.ActivationFunctionType
     names = {kinds.RELU: "RELU", kinds.RELU6: "RELU6", kinds.RELU_N1_TO_1: "RELU_N1_TO_1"}
     name = names.get(_activation(a.layer))
@@ -347,19 +347,19 @@ def _clamp(a: _Author, kernel: g.Clamp) -> None:
     a.model.operator(name, a.inputs, [a.output], "", 1 if name == "RELU_N1_TO_1" else 2)
 
 
-def _function(a: _Author, kernel: g.Lut) -> None:
+def _function(a: _Author, operator: g.Lut) -> None:
     names = {"Sigmoid": ("LOGISTIC", 2), "Tanh": ("TANH", 2), "HardSwish": ("HARD_SWISH", 1)}
-    function = kernel.steps[0].kernel
-    if len(kernel.steps) == 1 and getattr(function, "name", "") == "LeakyRelu":
+    function = operator.steps[0].operator
+    if len(operator.steps) == 1 and getattr(function, "name", "") == "LeakyRelu":
         a.model.operator("LEAKY_RELU", a.inputs, [a.output], "LeakyReluOptions", 2, alpha=function.alpha)
         return
-    known = names.get(getattr(function, "name", "")) if len(kernel.steps) == 1 else None
+    known = names.get(getattr(function, "name", "")) if len(operator.steps) == 1 else None
     if known is None:
         raise Unjudged("no TFLite operator for this function")
     a.model.operator(known[0], a.inputs, [a.output], "", known[1])
 
 
-_WRITERS: dict[str, Callable[[_Author, g.Kernel], None]] = {
+_WRITERS: dict[str, Callable[[_Author, g.Operator], None]] = {
     "Conv": _conv,
     "Gemm": _gemm,
     "MatMul": _matmul,

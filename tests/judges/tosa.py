@@ -32,11 +32,11 @@ class TosaJudge:
         for judged, inputs in (constants_as_activations(*job) for job in jobs):
             images = [channels_last(x) for x in inputs]
             feeds += images
-            writer = _WRITERS.get(type(judged.layer.kernel).__name__)
+            writer = _WRITERS.get(type(judged.layer.operator).__name__)
             if writer is None:
-                raise Unjudged(f"no TOSA graph for {type(judged.layer.kernel).__name__}")
+                raise Unjudged(f"no TOSA graph for {type(judged.layer.operator).__name__}")
             author = _Author(graph, judged, images, self.double)
-            author.finish(writer(author, judged.layer.kernel))
+            author.finish(writer(author, judged.layer.operator))
         outputs, status = tosa_reference_model.run(graph.serialize(), feeds)
         if "VALID" not in str(status).upper() or "UN" in str(status).upper():
             raise Unjudged(f"the TOSA reference model says {status}")
@@ -142,23 +142,23 @@ class _Author:
         self.graph.addOperator(ts.Op.CLAMP, [y.name], [output], attribute)
 
 
-def _conv(a: _Author, kernel: g.Conv) -> _Value:
-    x, weights, window = a.inputs[0], a.judged.prepared.weights, kernel.window
+def _conv(a: _Author, operator: g.Conv) -> _Value:
+    x, weights, window = a.inputs[0], a.judged.prepared.weights, operator.window
     if len(x.shape) != 4:
         raise Unjudged("a convolution of single numbers")
-    if kernel.stuffing is not None:
+    if operator.stuffing is not None:
         raise Unjudged("this harness authors no TOSA TRANSPOSE_CONV2D")
-    depthwise = kernel.groups == x.shape[3] and kernel.groups > 1
-    if kernel.groups > 1 and not depthwise:
+    depthwise = operator.groups == x.shape[3] and operator.groups > 1
+    if operator.groups > 1 and not depthwise:
         raise Unjudged("TOSA has no grouped convolution")
     stored = weights.codes.transpose(0, 2, 3, 1)
     if depthwise:
-        multiplier = len(weights.codes) // kernel.groups
-        split = weights.codes.reshape(kernel.groups, multiplier, *window.kernel)
+        multiplier = len(weights.codes) // operator.groups
+        split = weights.codes.reshape(operator.groups, multiplier, *window.size)
         stored = split.transpose(2, 3, 0, 1)
     top, left, bottom, right = window.pads
     height, width = a.layer.shape[1:]
-    reach = [(k - 1) * d + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]
+    reach = [(k - 1) * d + 1 for k, d in zip(window.size, window.dilations, strict=True)]
     # TOSA wants the windows to end with the padding.
     bottom = (height - 1) * window.strides[0] + reach[0] - x.shape[1] - top
     right = (width - 1) * window.strides[1] + reach[1] - x.shape[2] - left
@@ -181,9 +181,9 @@ def _conv(a: _Author, kernel: g.Conv) -> _Value:
     return a.requantized(total, weights.scales * a.layer.sources[0].scale / a.layer.scale)
 
 
-def _gemm(a: _Author, kernel: g.Gemm) -> _Value:
+def _gemm(a: _Author, operator: g.Gemm) -> _Value:
     """A convolution of images of one pixel."""
-    if kernel.axis != -1:
+    if operator.axis != -1:
         raise Unjudged("this harness authors products over the last axis")
     x, weights = a.inputs[0], a.judged.prepared.weights
     rows = int(np.prod(x.shape[:-1]))
@@ -210,19 +210,19 @@ def _joint(operands: list[_Value]) -> tuple[int, ...]:
     return np.broadcast_shapes(*(x.shape for x in operands))
 
 
-def _add(a: _Author, kernel: g.Add | g.Sub) -> _Value:
+def _add(a: _Author, operator: g.Add | g.Sub) -> _Value:
     """As TFLite's ADD is lowered to TOSA: operands at twice the larger scale with 20 bits more."""
     common = 2 * max(source.scale for source in a.layer.sources)
     operands = [
         a.rescale(x, np.int8, source.scale / common * 2.0**20, source.zero_point, np.int32)
         for x, source in zip(a.inputs, a.layer.sources, strict=True)
     ]
-    name = "ADD" if isinstance(kernel, g.Add) else "SUB"
+    name = "ADD" if isinstance(operator, g.Add) else "SUB"
     total = a.operator(name, [x.name for x in operands], _joint(operands), np.int32)
     return a.requantized(total, common / (2.0**20 * a.layer.scale))
 
 
-def _mul(a: _Author, kernel: g.Mul) -> _Value:
+def _mul(a: _Author, operator: g.Mul) -> _Value:
     operands = [
         a.rescale(x, np.int8, 1.0, source.zero_point, np.int32)
         for x, source in zip(a.inputs, a.layer.sources, strict=True)
@@ -233,20 +233,20 @@ def _mul(a: _Author, kernel: g.Mul) -> _Value:
     return a.requantized(product, first.scale * second.scale / a.layer.scale)
 
 
-def _concat(a: _Author, kernel: g.Concat) -> _Value:
+def _concat(a: _Author, operator: g.Concat) -> _Value:
     target, parts = Quantization(a.layer.scale, a.layer.output.zero_point), []
     for x, source in zip(a.inputs, a.layer.sources, strict=True):
         if source != target:
             ratio = source.scale / target.scale
             x = a.rescale(x, np.int8, ratio, source.zero_point, np.int8, target.zero_point)
         parts.append(x)
-    axis = {1: 3, 2: 1, 3: 2}[kernel.axis] if len(parts[0].shape) == 4 else kernel.axis
+    axis = {1: 3, 2: 1, 3: 2}[operator.axis] if len(parts[0].shape) == 4 else operator.axis
     shape = list(parts[0].shape)
     shape[axis] = sum(x.shape[axis] for x in parts)
     return a.operator("CONCAT", [x.name for x in parts], tuple(shape), np.int8, axis=axis)
 
 
-def _extreme(a: _Author, kernel: g.Extreme) -> _Value:
+def _extreme(a: _Author, operator: g.Extreme) -> _Value:
     """In INT32, which TOSA compares: each operand in the output's scale, saturated in the end."""
     if len(a.inputs) != 2:
         raise Unjudged("TOSA compares two tensors")
@@ -256,29 +256,29 @@ def _extreme(a: _Author, kernel: g.Extreme) -> _Value:
     ]
     names, shape = [x.name for x in operands], _joint(operands)
     propagate = {"nan_mode": ts.NanPropagationMode.PROPAGATE}
-    chosen = a.operator("MAXIMUM" if kernel.largest else "MINIMUM", names, shape, np.int32, **propagate)
+    chosen = a.operator("MAXIMUM" if operator.largest else "MINIMUM", names, shape, np.int32, **propagate)
     return a.requantized(chosen, 1.0)
 
 
-def _pool(a: _Author, kernel: g.MaxPool | g.AveragePool) -> _Value:
-    x, window = a.inputs[0], kernel.window
+def _pool(a: _Author, operator: g.MaxPool | g.AveragePool) -> _Value:
+    x, window = a.inputs[0], operator.window
     top, left, bottom, right = window.pads
     height, width = a.layer.shape[1:]
-    bottom = (height - 1) * window.strides[0] + window.kernel[0] - x.shape[1] - top
-    right = (width - 1) * window.strides[1] + window.kernel[1] - x.shape[2] - left
+    bottom = (height - 1) * window.strides[0] + window.size[0] - x.shape[1] - top
+    right = (width - 1) * window.strides[1] + window.size[1] - x.shape[2] - left
     if min(bottom, right) < 0 or window.dilations != (1, 1):
         raise Unjudged("TOSA wants windows that cover the whole input")
-    if isinstance(kernel, g.AveragePool) and kernel.count_pads:
+    if isinstance(operator, g.AveragePool) and operator.count_pads:
         raise Unjudged("TOSA's average pool does not count padding")
-    if max(top, bottom) >= window.kernel[0] or max(left, right) >= window.kernel[1]:
+    if max(top, bottom) >= window.size[0] or max(left, right) >= window.size[1]:
         raise Unjudged("TOSA wants pads below the kernel's size")
     fields = {
-        "kernel": list(window.kernel),
+        "kernel": list(window.size),
         "stride": list(window.strides),
         "pad": [top, bottom, left, right],
     }
     shape = (x.shape[0], height, width, x.shape[3])
-    if isinstance(kernel, g.MaxPool):
+    if isinstance(operator, g.MaxPool):
         return a.operator(
             "MAX_POOL2D", [x.name], shape, np.int8, **fields, nan_mode=ts.NanPropagationMode.PROPAGATE
         )
@@ -287,7 +287,7 @@ def _pool(a: _Author, kernel: g.MaxPool | g.AveragePool) -> _Value:
     return a.operator("AVG_POOL2D", names, shape, np.int8, **fields, acc_type=ts.DType.INT32)
 
 
-def _mean(a: _Author, kernel: g.Mean) -> _Value:
+def _mean(a: _Author, operator: g.Mean) -> _Value:
     """As TFLite's MEAN: the sum, rescaled by a multiplier in which 1 / count is folded (`reduce.h`)."""
     source = a.layer.sources[0]
     total = a.rescale(a.inputs[0], np.int8, 1.0, source.zero_point, np.int32)
@@ -303,15 +303,15 @@ def _mean(a: _Author, kernel: g.Mean) -> _Value:
     return a.rescale_by(total, np.int32, np.array([mantissa]), shift, 0, np.int8, zero_point)
 
 
-def _pad(a: _Author, kernel: g.Pad) -> _Value:
-    x, pads = a.inputs[0], [(0, 0), *kernel.pads[1:], kernel.pads[0]]
+def _pad(a: _Author, operator: g.Pad) -> _Value:
+    x, pads = a.inputs[0], [(0, 0), *operator.pads[1:], operator.pads[0]]
     names = [x.name, a.shape([n for pair in pads for n in pair])]
     names.append(a.constant(a.layer.output.zero_point, np.int8))
     shape = tuple(n + sum(pair) for n, pair in zip(x.shape, pads, strict=True))
     return a.operator("PAD", names, shape, np.int8)
 
 
-def _clamp(a: _Author, kernel: g.Clamp) -> _Value:
+def _clamp(a: _Author, operator: g.Clamp) -> _Value:
     source = a.layer.sources[0]
     if source == Quantization(a.layer.scale, a.layer.output.zero_point):
         return a.inputs[0]
@@ -319,7 +319,7 @@ def _clamp(a: _Author, kernel: g.Clamp) -> _Value:
     return a.rescale(a.inputs[0], np.int8, ratio, source.zero_point, np.int8, a.layer.output.zero_point)
 
 
-_WRITERS: dict[str, Callable[[_Author, g.Kernel], _Value]] = {
+_WRITERS: dict[str, Callable[[_Author, g.Operator], _Value]] = {
     "Conv": _conv,
     "Gemm": _gemm,
     "Add": _add,

@@ -262,11 +262,52 @@ def _unfolded(net: Any, h: Tensor) -> Tensor:
     return patches.contiguous().view(n, 4, 16, -1).permute(0, 3, 2, 1).reshape(n, 4, 8, 8)
 
 
+def _counted(net: Any, h: Tensor) -> Tensor:
+    """`len` is a plain number to Python."""
+    return h.relu().reshape(len(h), 2, -1).reshape(len(h), 4, 8, 8)
+
+
+def _heads_merged(net: Any, h: Tensor) -> Tensor:
+    """A view of what PyTorch's attention computes, which lies in memory as the heads will be merged."""
+    n, _, height, width = h.shape
+    q = h.repeat(1, 4, 1, 1).permute(0, 2, 3, 1).contiguous().view(n, height * width, 2, 8).transpose(1, 2)
+    attended = F.scaled_dot_product_attention(q, q, q).permute(0, 2, 1, 3)
+    return attended.view(n, height, width, 16)[..., :4].permute(0, 3, 1, 2)
+
+
+def _filled(net: Any, h: Tensor) -> Tensor:
+    """Memory of nobody's, written in two parts; one of them the same row for every row."""
+    whole = h.new_empty(h.shape)
+    whole[..., :4, :] = h[..., :4, :] * 2
+    whole[..., 4:, :] = h[..., :1, :]
+    return whole
+
+
+def _copied_broadcast(net: Any, h: Tensor) -> Tensor:
+    """One channel, written to all of an image that has been read before."""
+    first = h[:, 0]
+    again = h * 0.5
+    again[:, 1:] = first.unsqueeze(1)
+    again[:, 2, :4] = first[:, 0].unsqueeze(1)
+    return again + h
+
+
+def _faint(net: Any, h: Tensor) -> Tensor:
+    """Pixels of which some are so faint that their mean square has the code of 0."""
+    h = torch.cat([h[..., :4], h[..., 4:] * 1e-2], -1)
+    return h * torch.rsqrt(h.square().mean(1, keepdim=True) + 1e-6)
+
+
 BORNE: dict[str, Callable[[], nn.Module]] = {
     "views of a channels-first order": lambda: Net(_unfolded),
     "pooled to one pixel, channels-last": lambda: Net(lambda net, h: F.adaptive_avg_pool2d(h, 1)).to(
         memory_format=torch.channels_last
     ),  # type: ignore[call-overload]
+    "len() of the batch": lambda: Net(_counted),
+    "a view of attention": lambda: Net(_heads_merged),
+    "new memory filled": lambda: Net(_filled),
+    "one row written to many": lambda: Net(_copied_broadcast),
+    "normalized next to nothing": lambda: Net(_faint),
     "hooks that compute": _hooked,
     "a module used twice": _twice_used,
     "tied weights": _tied,

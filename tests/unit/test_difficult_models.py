@@ -14,12 +14,13 @@ from trainer_client.qat.module import prepare
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_refusal_says_what_where_and_what_to_do(name: str) -> None:
-    """In the words of the table; nothing of it is taken from the code that writes them."""
+def test_a_refusal_says_what_where_and_what_to_do(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the words of the table, none of which is taken from the code that writes them, and nowhere else."""
     row = REFUSED[name]
     model, example = row.make()
     with pytest.raises(row.error) as refusal:
         capture(model, example)
+    assert capsys.readouterr() == ("", "")
     message = str(refusal.value)
     assert len(message) < 900
     for words in row.words:

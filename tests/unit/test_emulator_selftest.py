@@ -177,7 +177,7 @@ def test_conditions_by_hand() -> None:
 )
 def test_onednn_refuses_unusual_windows(window: Window) -> None:
     """Among such windows are those that oneDNN sums wrongly or crashes on."""
-    assert not OneDnnConvolution().serves(Task(np.ones((4, 4, *window.kernel), np.int8), 0, window))
+    assert not OneDnnConvolution().serves(Task(np.ones((4, 4, *window.size), np.int8), 0, window))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

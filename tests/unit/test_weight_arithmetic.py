@@ -128,10 +128,10 @@ def test_a_derived_weight_is_what_onnx_runtime_computes(name: str) -> None:
     data = model([*nodes, node("Conv", "x w", "y")], (3, 6, 6), constants)
     imported, known = import_model(read_model(data))
     (convolution,) = imported.operations
-    assert isinstance(convolution.kernel, Conv)
+    assert isinstance(convolution.operator, Conv)
     for factor in (1.0, -1.5):
         update = {"v": (constants["v"] * np.float32(factor)).astype(np.float32)}
-        weight, _ = fold(convolution.kernel, known.replace(update))
+        weight, _ = fold(convolution.operator, known.replace(update))
         graph = helper.make_graph(
             nodes,
             "weight",

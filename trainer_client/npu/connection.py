@@ -121,6 +121,7 @@ def connect(
     tls_cert: str | Path | None = None,
     tls_key: str | Path | None = None,
     token: str | None = None,
+    shared_memory: bool = True,
     timeout_s: float = 30.0,
     reconnect_timeout_s: float = 60.0,
     compile_timeout_s: float = 300.0,
@@ -137,6 +138,8 @@ def connect(
         tls_cert: PEM file of the client's own certificate.
         tls_key: PEM file of its private key.
         token: bearer token; sent to other machines over TLS only.
+        shared_memory: take tensors through shared memory where the server turns out to run on this host and
+            as this user; `HeldSession.way` tells. Else, and when the memory is full, they come in messages.
         timeout_s: how long a connected server may be silent.
         reconnect_timeout_s: how long to look for a server that is gone.
         compile_timeout_s: how long compiling a model may take.
@@ -153,13 +156,13 @@ def connect(
             f"choose an embedded server, and the one at {endpoint} has its own",
         )
         security = Security(tls, _path(tls_ca), _path(tls_cert), _path(tls_key), token)
-        return _connected(Transport(parse_endpoint(endpoint), security), patience, None)
+        return _connected(Transport(parse_endpoint(endpoint), security, shared_memory), patience, None)
     _refuse(
         {"tls": tls, "tls_ca": tls_ca, "tls_cert": tls_cert, "tls_key": tls_key, "token": token},
         "protect the way to an endpoint, and an embedded server has none",
     )
     embedded = EmbeddedServer(backend, profile, device)
-    return _connected(Transport(embedded.endpoint, Security()), patience, embedded)
+    return _connected(Transport(embedded.endpoint, Security(), shared_memory), patience, embedded)
 
 
 def _refuse(arguments: Mapping[str, object], why: str) -> None:

@@ -143,6 +143,11 @@ class HeldSession:
         """Inputs, layers and outputs of the program."""
         return self._stream.layer_map
 
+    @property
+    def way(self) -> str:
+        """How tensors come from the server, in words."""
+        return self._stream.way
+
     def push_weights(self, tensors: Mapping[str, Float32Array]) -> None:
         """Sends changed FP32 initializers; see `RemoteSession.push_weights`.
 

@@ -38,6 +38,7 @@ from npu_wire.layer_map import (
 )
 from npu_wire.tensors import check_inputs
 from npu_wire.v1 import npu_pb2
+from trainer_client.npu.arrival import Arrival
 from trainer_client.npu.clock import ServerClock
 from trainer_client.npu.journal import Batch, Journal, Request, WeightUpdate, again, named
 from trainer_client.npu.session import Ranges
@@ -84,6 +85,7 @@ class RemoteSession:
         self._call: Any = None
         self._epoch = 0
         self._clock = ServerClock(0)
+        self._arrival = Arrival(transport.local)
         self._max_in_flight = 1
         self._max_batch = 0
         self._version = self._batch_id = 0
@@ -100,6 +102,11 @@ class RemoteSession:
         """Inputs, layers and outputs of the program."""
         assert self._layer_map is not None
         return self._layer_map
+
+    @property
+    def way(self) -> str:
+        """How tensors come from the server, in words."""
+        return f"{self._transport.address}, {self._arrival.way}"
 
     def push_weights(self, tensors: Mapping[str, Float32Array]) -> None:
         """Sends changed FP32 initializers; see `Session.push_weights`. The arrays are copied.
@@ -177,6 +184,7 @@ class RemoteSession:
             self._changed.notify_all()
         self._call.cancel()
         self._reader.join(self._patience.timeout_s)
+        self._arrival.close()
         self._transport.release(self._session_id)
 
     def _check_usable(self) -> None:
@@ -312,6 +320,8 @@ class RemoteSession:
             self._epoch += 1
             replayed = self._journal.rewind(self.layer_map)
             self._heard = time.monotonic()
+            self._arrival.close()
+            self._arrival = Arrival(self._transport.local)
             self._call = self._transport.forward(self._requests(self._epoch, new))
             self._recovering = False
             self._changed.notify_all()
@@ -334,7 +344,8 @@ class RemoteSession:
 
     def _requests(self, epoch: int, new: bool) -> Iterator[Request]:
         """What gRPC's sender thread sends: everything in the journal that this server has not got yet."""
-        yield npu_pb2.ForwardRequest(attach=npu_pb2.Attach(session_id=self._session_id))
+        attach = npu_pb2.Attach(session_id=self._session_id, shared_memory=self._arrival.wanted)
+        yield npu_pb2.ForwardRequest(attach=attach)
         with self._changed:
             confirmed = self._journal.confirmed
         if new and confirmed.version:
@@ -383,8 +394,11 @@ class RemoteSession:
                 self._journal.batch_done(response.batch_id)
         if kind == "tensor":
             # Outside the lock: the user's thread may read earlier layers while this one is copied.
-            whole = batch.receive(response.tensor, received.data, self._clock, arrival_ns)
+            data = self._arrival.data(received)
+            whole = batch.receive(response.tensor, data, self._clock, arrival_ns)
             if whole is not None:
                 with self._changed:
                     batch.tensors.setdefault(*whole)
                     self._changed.notify_all()
+        elif kind == "attached":
+            self._arrival.attached(response.attached)

@@ -58,13 +58,19 @@ class Transport:
     Args:
         endpoint: where the server listens.
         security: TLS and token.
+        shared_memory: take tensors through memory that a server on this host shares.
+
+    Attributes:
+        address: the endpoint.
+        local: whether to ask for shared memory: the server may be on this host.
 
     Raises:
         InvalidInput: see `npu_wire.channel.open_channel`.
     """
 
-    def __init__(self, endpoint: Endpoint, security: Security) -> None:
+    def __init__(self, endpoint: Endpoint, security: Security, shared_memory: bool = True) -> None:
         self.address = endpoint.target
+        self.local = shared_memory and endpoint.is_loopback
         self._channel = open_channel(endpoint, security)
         self._stub = npu_pb2_grpc.NpuServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._forward = self._channel.stream_stream(

@@ -6,9 +6,6 @@ Taking that very program as the training graph gives the join for free: the name
 the ONNX value, and the name of a parameter is the name of the ONNX initializer.
 """
 
-import dataclasses
-import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,15 +21,16 @@ from torch.utils import _pytree as pytree
 from npu_wire.errors import InvalidInput, NpuError
 from trainer_client.qat.admission import admitted, require_one_device
 from trainer_client.qat.attention import write_out_attention
+from trainer_client.qat.exporting import exported, know_dataclasses, quiet_exporters
 from trainer_client.qat.fold import VALUE_NAME, value_name
 from trainer_client.qat.liveness import freeze_buffers, warn_of_frozen
 from trainer_client.qat.pooling import write_out_pools
 from trainer_client.qat.refusal import refusal, require_determinism
 from trainer_client.qat.signature import Signature
-from trainer_client.qat.strides import forget_strides, pool_without_strides
+from trainer_client.qat.strides import forget_strides, pool_without_strides, view_by_value
+from trainer_client.qat.writes import differentiate_writes, spell_out_writes
 
 OPSET_VERSION = 20
-_EXPORTER_LOGGER = "torch.onnx._internal.exporter._registration"
 
 
 @dataclass(frozen=True)
@@ -115,36 +113,39 @@ def capture(
     model = admitted(model)
     args, kwargs = _arguments(example_inputs, example_kwargs)
     require_one_device(model, [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)])
-    with _evaluation_mode(model), _quiet_exporter():
+    with _evaluation_mode(model), quiet_exporters():
         signature = Signature(model, args, kwargs)
         probes, keywords = signature.probes()
         try:
             stage = "torch.export"
-            _know_dataclasses(model, probes, keywords)
+            know_dataclasses(model, probes, keywords)
             shapes = _dynamic_shapes(model, signature, probes, keywords)
             model.train()  # drops what the probes have left in a model that keeps values in evaluation
             model.eval()
-            exported = torch.export.export(model, probes, keywords, dynamic_shapes=shapes)
-            write_out_attention(exported)
-            write_out_pools(exported)
-            pool_without_strides(exported)
-            constants = _take_constants(exported)
+            program = exported(model, probes, keywords, shapes)
+            write_out_attention(program)
+            write_out_pools(program)
+            pool_without_strides(program)
+            view_by_value(program)
+            spell_out_writes(program)
+            constants = _take_constants(program)
             stage = "the ONNX exporter"
-            program = torch.onnx.export(
-                exported, dynamo=True, optimize=False, opset_version=OPSET_VERSION, verbose=False
+            translated = torch.onnx.export(
+                program, dynamo=True, optimize=False, opset_version=OPSET_VERSION, verbose=False
             )
         except NpuError:
             raise
         except Exception as error:
             raise refusal(model, lambda: model(*args, **kwargs), stage, error) from error
-        assert program is not None
-        assert program.exported_program is not None
-        graph = program.exported_program.module(check_guards=False)
+        assert translated is not None
+        assert translated.exported_program is not None
+        graph = translated.exported_program.module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
     require_determinism(model, graph)
     forget_strides(graph)
+    differentiate_writes(graph)
     warn_of_frozen(model, freeze_buffers(graph))
-    proto = program.model_proto
+    proto = translated.model_proto
     placeholders = graph.graph.find_nodes(op="placeholder")
     tensors = [i for i, leaf in enumerate(signature.leaves) if leaf.dtype is not None]
     inputs = {}
@@ -152,7 +153,7 @@ def capture(
         # FX renames an input that is called like a Python builtin, ONNX does not.
         placeholders[position].meta[VALUE_NAME] = value.name
         inputs[value.name] = position
-    structure = program.exported_program.call_spec.out_spec
+    structure = translated.exported_program.call_spec.out_spec
     assert structure is not None
     owned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     owned |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
@@ -204,17 +205,6 @@ def _take_constants(program: torch.export.ExportedProgram) -> dict[int, Any]:
     return constants
 
 
-def _know_dataclasses(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Tells PyTorch's pytrees of the dataclasses that the model takes and returns."""
-    with torch.no_grad():
-        waiting = [args, kwargs, model(*args, **kwargs)]
-    while waiting:
-        for leaf in pytree.tree_leaves(waiting.pop()):
-            if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-                torch.export.register_dataclass(type(leaf))
-                waiting.append(leaf)
-
-
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode within the block; afterwards every submodule has its own flag and buffers again.
@@ -240,18 +230,3 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
             module._buffers[name] = buffer
             if buffer._version != version:
                 buffer.detach().copy_(before)
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Silences what the exporter says about torchvision's operators and its own deprecations."""
-    logger = logging.getLogger(_EXPORTER_LOGGER)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning)
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            yield
-    finally:
-        logger.setLevel(level)

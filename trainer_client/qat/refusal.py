@@ -20,6 +20,8 @@ _TORCH = str(Path(torch.__file__).parent)
 _OURS = str(Path(__file__).parent)
 _LONGEST = 300
 
+_ONE_BATCH_SIZE = r"Constraints violated|specialized it to be a constant|is invalid for input of size"
+
 # What the exporters' errors say, what that means, and the remedy. The first that fits counts.
 _REASONS = (
     (
@@ -30,7 +32,7 @@ _REASONS = (
         "place of Python numbers, a fixed number of results",
     ),
     (
-        r"Constraints violated|specialized it to be a constant|is invalid for input of size",
+        _ONE_BATCH_SIZE,
         "the forward works for one size of batch only",
         "Take the size from the input (x.shape[0], or -1 in reshape), and neither loop over the batch nor "
         "keep tensors with as many rows as the batch",
@@ -93,7 +95,7 @@ def refusal(model: nn.Module, run: Callable[[], Any], stage: str, error: Excepti
             f"{_place(model, alone)}. Make `model.eval()(example_inputs)` work first: shapes, dtypes "
             "and devices must fit the model."
         )
-    text = "\n".join(f"{type(e).__name__} {e}" for e in _chain(error))
+    text = _text(error)
     fitting = ((re.search(pattern, text), what, remedy) for pattern, what, remedy in _REASONS)
     what, remedy = next(
         ((what.format(**found.groupdict()), remedy) for found, what, remedy in fitting if found), _UNKNOWN
@@ -101,6 +103,11 @@ def refusal(model: nn.Module, run: Callable[[], Any], stage: str, error: Excepti
     return UnsupportedModel(
         f"{stage} cannot capture {name}: {what}{_place(model, error)}. {remedy}. ({_words(error)})"
     )
+
+
+def wants_one_batch_size(error: Exception) -> bool:
+    """Whether an exporter's error says that the size of the batch became a constant."""
+    return re.search(_ONE_BATCH_SIZE, _text(error)) is not None
 
 
 def require_determinism(model: nn.Module, graph: fx.GraphModule) -> None:
@@ -146,6 +153,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     while link is not None:
         yield link
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def _text(error: BaseException) -> str:
+    return "\n".join(f"{type(e).__name__} {e}" for e in _chain(error))
 
 
 def _words(error: Exception) -> str:

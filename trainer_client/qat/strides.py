@@ -9,8 +9,6 @@ from torch import fx
 
 _aten = torch.ops.aten
 _VIEWS = frozenset({_aten.view.default, _aten._unsafe_view.default})
-
-
 _POOL = _aten.adaptive_avg_pool2d.default
 
 
@@ -29,6 +27,17 @@ def pool_without_strides(program: torch.export.ExportedProgram) -> None:
             mean.meta = dict(node.meta)
             node.replace_all_uses_with(mean)
             graph.erase_node(node)
+    program.graph_module.recompile()
+
+
+def view_by_value(program: torch.export.ExportedProgram) -> None:
+    """Replaces `view` by `reshape`, in place: what was written out has its values in another memory order.
+
+    PyTorch's attention lays its result out such that heads can be merged by a view, a product does not.
+    """
+    for node in program.graph.nodes:
+        if node.target in _VIEWS:
+            node.target = _aten.reshape.default
     program.graph_module.recompile()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from npu_wire.layer_map import LayerMap
 from trainer_client.qat.fold import CONVOLUTIONS, value_name
+from trainer_client.qat.poles import keep_off_pole
 from trainer_client.qat.tail import cuts_of, tail_of
 
 _aten = torch.ops.aten
@@ -85,6 +86,7 @@ def tap(graph: fx.Graph, layer_map: LayerMap) -> TappedGraph:
             tapped.erase_node(node)
     taps: list[int] = []
     missing: list[str] = []
+    scales: dict[fx.Node, float] = {}
     for position, layer in enumerate(layer_map.layers):
         if layer.moves_data_only:
             continue
@@ -92,12 +94,14 @@ def tap(graph: fx.Graph, layer_map: LayerMap) -> TappedGraph:
             missing.append(layer.name)
         else:
             taps.append(position)
-            _insert(tapped, context, by_name[layer.name], position)
+            node = by_name[layer.name]
+            keep_off_pole(tapped, node, scales)
+            scales[_insert(tapped, context, node, position)] = layer.output.scale
     tapped.lint()
     return TappedGraph(fx.GraphModule({}, tapped), tail, cuts, tuple(taps), tuple(missing))
 
 
-def _insert(graph: fx.Graph, context: fx.Node, node: fx.Node, position: int) -> None:
+def _insert(graph: fx.Graph, context: fx.Node, node: fx.Node, position: int) -> fx.Node:
     lower, upper = _activation_bounds(node)
     source = node.args[0]
     # An activation on top of a layer becomes part of the injection: two passes over the tensor less in the
@@ -111,6 +115,7 @@ def _insert(graph: fx.Graph, context: fx.Node, node: fx.Node, position: int) -> 
     node.replace_all_uses_with(injected, delete_user_cb=lambda user: user is not injected)
     if fused:
         graph.erase_node(node)
+    return injected
 
 
 def _fresh(node: fx.Node) -> bool:

@@ -33,9 +33,9 @@ def image_windows(padded: torch.Tensor, window: Window) -> torch.Tensor:
     """
     n, height, width, channels = padded.shape
     apart, (down, across), (rows, columns) = padded.stride(), window.strides, window.dilations
-    bare = Window(window.kernel, window.strides, dilations=window.dilations)
+    bare = Window(window.size, window.strides, dilations=window.dilations)
     return padded.as_strided(
-        (n, *bare.output_size(height, width), *window.kernel, channels),
+        (n, *bare.output_size(height, width), *window.size, channels),
         (apart[0], apart[1] * down, apart[2] * across, apart[1] * rows, apart[2] * columns, apart[3]),
         padded.storage_offset(),
     )
@@ -44,7 +44,7 @@ def image_windows(padded: torch.Tensor, window: Window) -> torch.Tensor:
 def window_maxima(padded: torch.Tensor, window: Window) -> torch.Tensor:
     """The largest code in each window, shape (N, output H, output W, C), contiguous; see `image_windows`."""
     windows = image_windows(padded, window)
-    positions = [windows[:, :, :, i, j] for i in range(window.kernel[0]) for j in range(window.kernel[1])]
+    positions = [windows[:, :, :, i, j] for i in range(window.size[0]) for j in range(window.size[1])]
     largest = positions[0].clone(memory_format=torch.contiguous_format)
     for codes in positions[1:]:
         torch.maximum(largest, codes, out=largest)

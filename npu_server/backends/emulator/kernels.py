@@ -97,13 +97,13 @@ class EmulatorKernels:
 
     def pack(self, layer: Layer, prepared: Prepared) -> Packed:
         """Brings weights and tables to the device."""
-        if isinstance(layer.kernel, Conv | Gemm):
+        if isinstance(layer.operator, Conv | Gemm):
             return pack_weights(layer, prepared, self._profile, self._device, self._methods, self._level)
-        if isinstance(layer.kernel, Add | Sub | Mul):
+        if isinstance(layer.operator, Add | Sub | Mul):
             if not self._is_worth_a_table(layer):
                 return Packed(prepared=prepared)
-            return pack_pairs(layer, layer.kernel, prepared, self._profile, self._device)
-        if isinstance(layer.kernel, MatMul):
+            return pack_pairs(layer, layer.operator, prepared, self._profile, self._device)
+        if isinstance(layer.operator, MatMul):
             return pack_matmul(layer, prepared, self._profile, self._device)
         return pack_tables(prepared, self._device)
 
@@ -134,7 +134,7 @@ class EmulatorKernels:
 
     def execute(self, layer: Layer, packed: Packed, inputs: list[torch.Tensor]) -> torch.Tensor:
         """Computes one layer."""
-        kernel, x = layer.kernel, inputs[0]
+        kernel, x = layer.operator, inputs[0]
         match kernel:
             case Conv():
                 image = as_image(x)
@@ -252,7 +252,7 @@ def _window_sums(layer: Layer, x: torch.Tensor, window: Window) -> torch.Tensor:
     """Sums of centred codes over each window, int64, (N, H, W, C)."""
     zero_point = layer.sources[0].zero_point
     windows = image_windows(pad_image(x, _with_overhang(window), zero_point), window)
-    return windows.sum(dim=(3, 4), dtype=torch.int64) - zero_point * window.kernel[0] * window.kernel[1]
+    return windows.sum(dim=(3, 4), dtype=torch.int64) - zero_point * window.size[0] * window.size[1]
 
 
 def _concat(kernel: Concat, packed: Packed, inputs: list[torch.Tensor]) -> torch.Tensor:

@@ -37,15 +37,15 @@ def from_image(image: torch.Tensor, rank: int) -> torch.Tensor:
     return (sequence if rank == 3 else sequence.squeeze(2)).contiguous()
 
 
-def rearrange(x: torch.Tensor, kernel: Rearrange) -> torch.Tensor:
+def rearrange(x: torch.Tensor, operator: Rearrange) -> torch.Tensor:
     """Splits axes and transposes, logical order in and out; the caller joins them again."""
-    split = x.reshape(len(x), *kernel.split)
-    return split.permute(0, *(axis + 1 for axis in kernel.order))
+    split = x.reshape(len(x), *operator.split)
+    return split.permute(0, *(axis + 1 for axis in operator.order))
 
 
-def select(x: torch.Tensor, kernel: Select) -> torch.Tensor:
+def select(x: torch.Tensor, operator: Select) -> torch.Tensor:
     """Takes some elements along some axes, logical order in and out."""
-    for axis, indices in kernel.indices:
+    for axis, indices in operator.indices:
         step = indices[1] - indices[0] if len(indices) > 1 else 1
         span = range(indices[0], indices[-1] + 1, step) if step > 0 else range(0)
         if indices in (span, tuple(span)):  # two ranges compare without being written down
@@ -61,10 +61,10 @@ def pad(x: torch.Tensor, pads: tuple[tuple[int, int], ...], value: int) -> torch
     return F.pad(x, flat, value=value)
 
 
-def interpolate(image: torch.Tensor, kernel: Interpolate) -> torch.Tensor:
+def interpolate(image: torch.Tensor, operator: Interpolate) -> torch.Tensor:
     """Bilinear resize of (N, H, W, C); the specification's in int32, which holds 2^28."""
     one = 1 << 10
-    rows, columns = kernel.rows, kernel.columns
+    rows, columns = operator.rows, operator.columns
     wide = image.to(torch.int32)
 
     def indices(values: tuple[int, ...]) -> torch.Tensor:

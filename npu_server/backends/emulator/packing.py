@@ -113,9 +113,9 @@ def pack_weights(
             # The register begins with the bias, so that none is left to add.
             requantizer = _requantizer(layer, prepared.multiplier, np.zeros_like(bias), profile, device)
             return Packed(requantizer=requantizer, register=pack_register(layer, prepared.weights, rule))
-    kernel = layer.kernel
+    kernel = layer.operator
     window, groups = (kernel.window, kernel.groups) if isinstance(kernel, Conv) else (Window((1, 1)), 1)
-    task = Task(codes.reshape(*codes.shape[:2], *window.kernel), zero_point, window, groups)
+    task = Task(codes.reshape(*codes.shape[:2], *window.size), zero_point, window, groups)
     if level is not None:
         native = bind(level, task, bias, prepared.multiplier, rule, layer.output)
         if native is not None:
@@ -159,7 +159,7 @@ def pack_matmul(layer: Layer, prepared: Prepared, profile: Profile, device: torc
         np.broadcast_to(one.factor, columns),
     )
     bias = np.zeros(columns, np.int64)
-    kernel = layer.kernel
+    kernel = layer.operator
     assert isinstance(kernel, MatMul)
     first, second = quantizations(layer, kernel, prepared)
     constants = () if prepared.operand is None else (prepared.operand.codes,)

@@ -160,7 +160,7 @@ def _cases() -> Iterator[tuple[Task, Int8Array]]:
     """Each shape with random codes, with the largest products of one sign, and with sums near 2^24."""
     rng = np.random.default_rng(0)
     for channels, out, groups, window, batch, size in _SHAPES:
-        shape, image_shape = (out, channels // groups, *window.kernel), (batch, *size, channels)
+        shape, image_shape = (out, channels // groups, *window.size), (batch, *size, channels)
         for zero_point in (-128, 3):
             codes = rng.integers(-128, 128, shape).astype(np.int8)
             image = rng.integers(-128, 128, image_shape).astype(np.int8)

@@ -141,9 +141,9 @@ class OneDnnConvolution:
 
     def serves(self, task: Task) -> bool:
         """The usual windows; sums below 2^24 of centred codes as of codes + 128."""
-        window, size = task.window, task.window.kernel[0]
+        window, size = task.window, task.window.size[0]
         usual = (
-            window.kernel == (size, size)
+            window.size == (size, size)
             and window.strides in ((1, 1), (2, 2))
             and window.dilations == (1, 1)
             and max(window.pads) <= size // 2
@@ -206,8 +206,8 @@ class MatrixProduct:
     def prefers(self, task: Task) -> bool:
         """CPU: many channels, or pixels that are in one window each; a GPU has nothing better."""
         window, channels = task.window, int(task.codes.shape[1])
-        apart = window.kernel != (1, 1) and window.strides == window.kernel
-        least = 96 if window.kernel == (1, 1) else 256
+        apart = window.size != (1, 1) and window.strides == window.size
+        least = 96 if window.size == (1, 1) else 256
         return self._on_tensor_cores or apart or channels >= least
 
     def offset(self, task: Task) -> Int64Array:

@@ -17,12 +17,12 @@ from npu_server.compile.graph import (
     Gemm,
     Graph,
     HostFloat,
-    Kernel,
     Lut,
     MatMul,
     Mul,
     Operand,
     Operation,
+    Operator,
     Pad,
     Reshape,
     Shape,
@@ -84,7 +84,7 @@ def _fuse_tables(graph: Graph, constants: Constants, calibrated: Container[str] 
         absorbed.update(step.output for step in steps)
         root = next(name for step in steps for name in step.inputs if name not in absorbed)
         nodes = tuple(name for step in steps for name in step.nodes)
-        result.append(replace(operation, inputs=(root,), kernel=Lut(tuple(steps)), nodes=nodes))
+        result.append(replace(operation, inputs=(root,), operator=Lut(tuple(steps)), nodes=nodes))
     return graph.with_operations(result[::-1])
 
 
@@ -114,8 +114,8 @@ def _smallest_function(
         _, step = heappop(candidates)
         chosen.append(step)
         # A lone Relu or a lone multiplication by a constant has a cheaper place than a table.
-        needs_table |= isinstance(step.kernel, _NEEDS_TABLE) or step.output in clamped
-        clamped.update(step.inputs if isinstance(step.kernel, Clamp) else ())
+        needs_table |= isinstance(step.operator, _NEEDS_TABLE) or step.output in clamped
+        clamped.update(step.inputs if isinstance(step.operator, Clamp) else ())
         frontier.discard(step.output)
         frontier.update(step.inputs)
         reads.update(step.inputs)
@@ -131,11 +131,11 @@ def _smallest_function(
 
 
 def _is_elementwise(operation: Operation, constants: Constants) -> bool:
-    kernel = operation.kernel
-    if isinstance(kernel, Affine):
-        return kernel.per_tensor
-    beside_constant = getattr(kernel, "operand", None) is not None
-    return isinstance(kernel, _NEEDS_TABLE | Clamp) and not beside_constant
+    operator = operation.operator
+    if isinstance(operator, Affine):
+        return operator.per_tensor
+    beside_constant = getattr(operator, "operand", None) is not None
+    return isinstance(operator, _NEEDS_TABLE | Clamp) and not beside_constant
 
 
 def _fold_masks(graph: Graph, constants: Constants) -> Graph:
@@ -147,8 +147,8 @@ def _fold_masks(graph: Graph, constants: Constants) -> Graph:
     producer = {operation.output: operation for operation in graph.operations}
     result = {operation.output: operation for operation in graph.operations}
     for operation in graph.operations:
-        kernel = operation.kernel
-        if not isinstance(kernel, HostFloat) or kernel.op not in ("Softmax", "LogSoftmax"):
+        operator = operation.operator
+        if not isinstance(operator, HostFloat) or operator.op not in ("Softmax", "LogSoftmax"):
             continue
         passed: list[Operation] = []
         masks: list[Operand] = []
@@ -156,11 +156,11 @@ def _fold_masks(graph: Graph, constants: Constants) -> Graph:
         masked: Shape = ()
         while name in producer and uses[name] == 1:
             before = producer[name]
-            hides = _hides(before.kernel, constants)
+            hides = _hides(before.operator, constants)
             if hides is not None and masked in ((), before.shape):
                 masks.insert(0, hides)
                 masked = before.shape
-            elif not isinstance(before.kernel, Reshape) or masks:
+            elif not isinstance(before.operator, Reshape) or masks:
                 break
             passed.insert(0, before)
             name = before.inputs[0]
@@ -168,77 +168,77 @@ def _fold_masks(graph: Graph, constants: Constants) -> Graph:
             for before in passed:
                 del result[before.output]
             nodes = tuple(node for before in passed for node in before.nodes) + operation.nodes
-            folded = replace(kernel, masks=tuple(masks), masked=masked)
-            result[operation.output] = replace(operation, inputs=(name,), kernel=folded, nodes=nodes)
+            folded = replace(operator, masks=tuple(masks), masked=masked)
+            result[operation.output] = replace(operation, inputs=(name,), operator=folded, nodes=nodes)
     return graph.with_operations(list(result.values()))
 
 
-def _hides(kernel: Kernel, constants: Constants) -> Operand | None:
+def _hides(operator: Operator, constants: Constants) -> Operand | None:
     """The constant that is added, if some of it is so far below 0 that softmax makes 0 of what it hides."""
-    if not isinstance(kernel, Affine) or kernel.kind != "add" or kernel.operand is None:
+    if not isinstance(operator, Affine) or operator.kind != "add" or operator.operand is None:
         return None
-    values = constants.array(kernel.operand.name)
-    return kernel.operand if bool((values <= _HIDES).any()) else None
+    values = constants.array(operator.operand.name)
+    return operator.operand if bool((values <= _HIDES).any()) else None
 
 
 def _fold_pad(producer: Operation, follower: Operation) -> Operation | None:
     """Zeros around an image become the convolution's own padding."""
-    kernel, pad = follower.kernel, producer.kernel
-    if not isinstance(pad, Pad) or not isinstance(kernel, Conv) or kernel.stuffing or len(pad.pads) != 3:
+    operator, pad = follower.operator, producer.operator
+    if not isinstance(pad, Pad) or not isinstance(operator, Conv) or operator.stuffing or len(pad.pads) != 3:
         return None
     channels, rows, columns = pad.pads
     if channels != (0, 0):
         return None
-    own = kernel.window.pads
+    own = operator.window.pads
     around = (own[0] + rows[0], own[1] + columns[0], own[2] + rows[1], own[3] + columns[1])
-    window = replace(kernel.window, pads=around)
-    return replace(follower, inputs=producer.inputs, kernel=replace(kernel, window=window))
+    window = replace(operator.window, pads=around)
+    return replace(follower, inputs=producer.inputs, operator=replace(operator, window=window))
 
 
 def _fold_reshape(producer: Operation, follower: Operation) -> Operation | None:
     """The host may hand its result over in any shape (group norm arrives between two reshapes)."""
-    if not isinstance(follower.kernel, Reshape) or not isinstance(producer.kernel, HostFloat):
+    if not isinstance(follower.operator, Reshape) or not isinstance(producer.operator, HostFloat):
         return None
-    return producer if producer.kernel.op == "InstanceNormalization" else None
+    return producer if producer.operator.op == "InstanceNormalization" else None
 
 
 def _fold_factor(constants: Constants, producer: Operation, follower: Operation) -> Operation | None:
     """The 1 / sqrt(d) of attention goes into the multiplier of the scores."""
-    kernel, affine = producer.kernel, follower.kernel
-    if not isinstance(kernel, MatMul) or not isinstance(affine, Affine) or not affine.per_tensor:
+    operator, affine = producer.operator, follower.operator
+    if not isinstance(operator, MatMul) or not isinstance(affine, Affine) or not affine.per_tensor:
         return None
     if affine.kind not in ("mul", "div") or constants[affine.values[0]].parameters:
         return None
     value = float(constants.array(affine.values[0]).reshape(-1)[0])
     if not 0 < value < math.inf:
         return None
-    return replace(producer, kernel=replace(kernel, factors=(*kernel.factors, affine)))
+    return replace(producer, operator=replace(operator, factors=(*operator.factors, affine)))
 
 
 def _fold_affine(producer: Operation, follower: Operation) -> Operation | None:
-    kernel, affine = producer.kernel, follower.kernel
+    operator, affine = producer.operator, follower.operator
     if not isinstance(affine, Affine):
         return None
-    if isinstance(kernel, HostFloat) and affine.operand is not None:
-        return replace(producer, kernel=replace(kernel, affines=(*kernel.affines, affine)))
-    if not isinstance(kernel, Conv | Gemm):
+    if isinstance(operator, HostFloat) and affine.operand is not None:
+        return replace(producer, operator=replace(operator, affines=(*operator.affines, affine)))
+    if not isinstance(operator, Conv | Gemm):
         return None
-    channels = 1 if isinstance(kernel, Conv) else len(producer.shape) + 1 + kernel.axis
+    channels = 1 if isinstance(operator, Conv) else len(producer.shape) + 1 + operator.axis
     if not affine.is_along(channels):
         return None
-    weights = replace(kernel.weights, affines=(*kernel.weights.affines, affine))
-    return replace(producer, kernel=replace(kernel, weights=weights))
+    weights = replace(operator.weights, affines=(*operator.weights.affines, affine))
+    return replace(producer, operator=replace(operator, weights=weights))
 
 
 def _fuse_clamp(producer: Operation, follower: Operation) -> Operation | None:
-    if not isinstance(follower.kernel, Clamp) or not isinstance(
-        producer.kernel, Conv | Gemm | MatMul | Add | Sub | Mul | Affine
+    if not isinstance(follower.operator, Clamp) or not isinstance(
+        producer.operator, Conv | Gemm | MatMul | Add | Sub | Mul | Affine
     ):
         return None
     before = producer.clamp or Clamp()
-    low = max(before.low, follower.kernel.low)
-    high = max(low, min(before.high, follower.kernel.high))
-    return replace(producer, clamp=replace(follower.kernel, low=low, high=high))
+    low = max(before.low, follower.operator.low)
+    high = max(low, min(before.high, follower.operator.high))
+    return replace(producer, clamp=replace(follower.operator, low=low, high=high))
 
 
 def _fuse_into_producer(graph: Graph, merge: Callable[[Operation, Operation], Operation | None]) -> Graph:
@@ -268,35 +268,37 @@ def _standalone(operation: Operation) -> Operation:
     One number a channel of an image: a depthwise convolution with one weight a channel. Else: an addition or
     a product with a quantized constant.
     """
-    kernel = operation.kernel
-    if not isinstance(kernel, Affine):
+    operator = operation.operator
+    if not isinstance(operator, Affine):
         return operation
-    if kernel.kind == "batch_norm" and kernel.axis != 1:
+    if operator.kind == "batch_norm" and operator.axis != 1:
         # Samples are in rows (a batch norm on merged axes): a matrix with nothing beside its diagonal.
-        weights = Weights(None, None, operation.shape[kernel.axis - 1], affines=(kernel,))
-        return replace(operation, kernel=Gemm(weights, kernel.axis - len(operation.shape) - 1))
-    if kernel.kind == "batch_norm" or (kernel.is_along(1) and len(operation.shape) in (1, 3)):
+        weights = Weights(None, None, operation.shape[operator.axis - 1], affines=(operator,))
+        return replace(operation, operator=Gemm(weights, operator.axis - len(operation.shape) - 1))
+    if operator.kind == "batch_norm" or (operator.is_along(1) and len(operation.shape) in (1, 3)):
         channels = operation.shape[0]
-        weights = Weights(None, None, channels, affines=(kernel,))
-        return replace(operation, kernel=Conv(weights, Window((1, 1)), channels))
-    assert kernel.operand is not None
-    return replace(operation, kernel=beside_constant(kernel.kind, kernel.operand))
+        weights = Weights(None, None, channels, affines=(operator,))
+        return replace(operation, operator=Conv(weights, Window((1, 1)), channels))
+    assert operator.operand is not None
+    return replace(operation, operator=beside_constant(operator.kind, operator.operand))
 
 
 def refusals(graph: Graph, profile: Profile) -> dict[str, UnsupportedModel]:
     """What is left of a fused graph that is none of the NPU's: output -> why."""
     found = {}
     for operation in graph.operations:
-        kernel, node = operation.kernel, operation.nodes[:1]
-        if isinstance(kernel, Choose) or (isinstance(kernel, Function) and kernel.name in _ONLY_IN_TABLES):
+        operator, node = operation.operator, operation.nodes[:1]
+        if isinstance(operator, Choose) or (
+            isinstance(operator, Function) and operator.name in _ONLY_IN_TABLES
+        ):
             found[operation.output] = UnsupportedModel(
                 f"node {node[0]!r}: a comparison is an operator of the NPU only as a part of a function of "
                 "one activation"
             )
-        if isinstance(kernel, HostFloat) and kernel.op not in profile.host_float.operators:
+        if isinstance(operator, HostFloat) and operator.op not in profile.host_float.operators:
             found[operation.output] = UnsupportedModel(
-                f"node {node[0]!r} ({kernel.op}): the NPU {profile.name!r} has no integer arithmetic for it, "
-                "and its profile does not list it under host_float.operators"
+                f"node {node[0]!r} ({operator.op}): the NPU {profile.name!r} has no integer arithmetic for "
+                "it, and its profile does not list it under host_float.operators"
             )
     return found
 

@@ -19,7 +19,6 @@ from npu_server.compile.graph import (
     HostFloat,
     HostPart,
     Interpolate,
-    Kernel,
     Largest,
     Lut,
     MatMul,
@@ -27,6 +26,7 @@ from npu_server.compile.graph import (
     Mean,
     Mul,
     Operation,
+    Operator,
     Pad,
     PRelu,
     Rearrange,
@@ -65,7 +65,7 @@ class Layer:
 
     Attributes:
         spec: its line in the layer map.
-        kernel: what it does.
+        operator: what it does.
         sources: quantization of its inputs, but for raw ones.
         scale: of its output.
         output: zero point and clamp of its output.
@@ -74,7 +74,7 @@ class Layer:
     """
 
     spec: LayerSpec
-    kernel: Kernel
+    operator: Operator
     sources: tuple[Quantization, ...]
     scale: float
     output: Output
@@ -130,9 +130,9 @@ def lower(
             constants,
             image_layout,
             profile.activations.bounds,
-            multiplications(operation.kernel, shapes[operation.inputs[0]], operation.shape),
+            multiplications(operation.operator, shapes[operation.inputs[0]], operation.shape),
             never_overflows(
-                operation.kernel, sources, shapes[operation.inputs[0]], quantization.scale, profile
+                operation.operator, sources, shapes[operation.inputs[0]], quantization.scale, profile
             ),
         )
         shapes[operation.output] = operation.shape
@@ -160,33 +160,33 @@ def _output_quantization(
     ranges: Mapping[str, tuple[float, float]],
     profile: Profile,
 ) -> Quantization:
-    kernel = operation.kernel
-    if isinstance(kernel, _MOVES_DATA | Interpolate):
+    operator = operation.operator
+    if isinstance(operator, _MOVES_DATA | Interpolate):
         return sources[0]
-    if isinstance(kernel, AveragePool) and profile.average_pool.method in ("input_scale", "reciprocal"):
+    if isinstance(operator, AveragePool) and profile.average_pool.method in ("input_scale", "reciprocal"):
         return sources[0]
-    if isinstance(kernel, Mean) and profile.mean.method == "input_scale":
+    if isinstance(operator, Mean) and profile.mean.method == "input_scale":
         return sources[0]
-    if isinstance(kernel, Lut) and len(kernel.steps) == 1:
-        function = kernel.steps[0].kernel
+    if isinstance(operator, Lut) and len(operator.steps) == 1:
+        function = operator.steps[0].operator
         name = function.name if isinstance(function, Function) else ""
         if profile.lut.output == "fixed" and name in _FIXED:
             return _FIXED[name]
-    joins = isinstance(kernel, Concat) and not kernel.constants and len(set(sources)) == 1
+    joins = isinstance(operator, Concat) and not operator.constants and len(set(sources)) == 1
     if joins and operation.output not in ranges:
         return sources[0]  # a roll over two axes joins what nobody but the exporter names
-    bounds = _known_bounds(kernel)
+    bounds = _known_bounds(operator)
     if operation.output not in ranges and bounds is not None:
         return activation_quantization(operation.output, *bounds, profile)
     return _from_range(operation.output, ranges, profile)
 
 
-def _known_bounds(kernel: Kernel) -> tuple[float, float] | None:
+def _known_bounds(operator: Operator) -> tuple[float, float] | None:
     """Range of an operator's values by its definition."""
-    if isinstance(kernel, HostFloat) and kernel.op == "Softmax":
+    if isinstance(operator, HostFloat) and operator.op == "Softmax":
         return 0.0, 1.0
-    if isinstance(kernel, Lut) and len(kernel.steps) == 1:
-        function = kernel.steps[0].kernel
+    if isinstance(operator, Lut) and len(operator.steps) == 1:
+        function = operator.steps[0].operator
         return FUNCTIONS[function.name].bounds if isinstance(function, Function) else None
     return None
 
@@ -201,22 +201,22 @@ def _layer(
     macs: int,
     safe: bool,
 ) -> Layer:
-    kernel = operation.kernel
-    clamp = kernel if isinstance(kernel, Clamp) else operation.clamp or Clamp()
-    bounds = "half_away" if isinstance(kernel, Clamp) else bounds
+    operator = operation.operator
+    clamp = operator if isinstance(operator, Clamp) else operation.clamp or Clamp()
+    bounds = "half_away" if isinstance(operator, Clamp) else bounds
     low, high = _clamped_codes(clamp, quantization, bounds)
     bounded_low, bounded_high = low >= INT8_MIN, high <= INT8_MAX
-    if isinstance(kernel, Lut):
+    if isinstance(operator, Lut):
         # A trained bound learns from what it cuts off, also where the activation has become a table.
-        trained = [s.kernel for s in kernel.steps if isinstance(s.kernel, Clamp) and s.kernel.names]
+        trained = [s.operator for s in operator.steps if isinstance(s.operator, Clamp) and s.operator.names]
         bounded_low |= any(math.isfinite(bound.low) for bound in trained)
         bounded_high |= any(math.isfinite(bound.high) for bound in trained)
-    names = {*_constants_of(kernel), *clamp.names}
+    names = {*_constants_of(operator), *clamp.names}
     parameters = sorted({parameter for name in names for parameter in constants[name].parameters})
     layout = image_layout if len(operation.shape) == 3 else MemoryLayout.CONTIGUOUS
     spec = LayerSpec(
         output=_tensor_spec(operation.output, operation.shape, quantization, layout, operation.outer),
-        op=_operator_name(kernel),
+        op=_operator_name(operator),
         inputs=operation.inputs,
         fused_nodes=operation.nodes,
         parameters=tuple(parameters),
@@ -224,18 +224,18 @@ def _layer(
         # the code of real 0 in a tensor that never was negative.
         saturation_low=INT8_MIN - 1 if bounded_low or quantization.zero_point == INT8_MIN else INT8_MIN,
         saturation_high=INT8_MAX + 1 if bounded_high else INT8_MAX,
-        moves_data_only=isinstance(kernel, _MOVES_DATA)
+        moves_data_only=isinstance(operator, _MOVES_DATA)
         or (
-            isinstance(kernel, Concat)
-            and not kernel.constants
+            isinstance(operator, Concat)
+            and not operator.constants
             and all(source == quantization for source in sources)
         ),
-        host_reason=_host_reason(kernel),
+        host_reason=_host_reason(operator),
         macs=macs,
         never_overflows=safe,
     )
     output = _output(clamp, quantization, bounds)
-    return Layer(spec, kernel, sources, quantization.scale, output, operation.shape, clamp)
+    return Layer(spec, operator, sources, quantization.scale, output, operation.shape, clamp)
 
 
 def _clamped_codes(clamp: Clamp, q: Quantization, bounds: str) -> tuple[int, int]:
@@ -255,53 +255,53 @@ def with_bounds_of_now(layer: Layer, constants: Constants, profile: Profile) -> 
     if not layer.clamp.names:
         return layer
     clamp = layer.clamp.now(constants.number)
-    bounds = "half_away" if isinstance(layer.kernel, Clamp) else profile.activations.bounds
+    bounds = "half_away" if isinstance(layer.operator, Clamp) else profile.activations.bounds
     quantization = Quantization(layer.scale, layer.output.zero_point)
     return replace(layer, output=_output(clamp, quantization, bounds))
 
 
-def _operator_name(kernel: Kernel) -> str:
-    if isinstance(kernel, Rearrange | Select | HostFloat | HostPart):
-        return kernel.op
-    if isinstance(kernel, Conv) and kernel.stuffing is not None:
+def _operator_name(operator: Operator) -> str:
+    if isinstance(operator, Rearrange | Select | HostFloat | HostPart):
+        return operator.op
+    if isinstance(operator, Conv) and operator.stuffing is not None:
         return "ConvTranspose"
-    if isinstance(kernel, Extreme):
-        return "Max" if kernel.largest else "Min"
-    return _NAMES.get(type(kernel), type(kernel).__name__)
+    if isinstance(operator, Extreme):
+        return "Max" if operator.largest else "Min"
+    return _NAMES.get(type(operator), type(operator).__name__)
 
 
-def _host_reason(kernel: Kernel) -> str:
-    if isinstance(kernel, HostPart):
-        return kernel.reason
-    if isinstance(kernel, HostFloat):
-        return f"{kernel.op} is among the operators that the NPU's profile leaves to the host's float unit"
+def _host_reason(operator: Operator) -> str:
+    if isinstance(operator, HostPart):
+        return operator.reason
+    if isinstance(operator, HostFloat):
+        return f"{operator.op} is among the operators that the NPU's profile leaves to the host's float unit"
     return ""
 
 
-def _constants_of(kernel: Kernel) -> tuple[str, ...]:
-    if isinstance(kernel, Conv | Gemm):
-        return kernel.weights.constants
-    if isinstance(kernel, Lut):
+def _constants_of(operator: Operator) -> tuple[str, ...]:
+    if isinstance(operator, Conv | Gemm):
+        return operator.weights.constants
+    if isinstance(operator, Lut):
         names: list[str] = []
-        for step in kernel.steps:
-            names += _constants_of(step.kernel)
+        for step in operator.steps:
+            names += _constants_of(step.operator)
         return tuple(names)
-    if isinstance(kernel, Affine):
-        return kernel.values
-    if isinstance(kernel, Clamp):
-        return kernel.names
-    if isinstance(kernel, Add | Sub | Mul | MatMul):
-        return () if kernel.operand is None else (kernel.operand.name,)
-    if isinstance(kernel, Concat):
-        return tuple(operand.name for _, operand in kernel.constants)
-    if isinstance(kernel, Extreme):
-        return tuple(operand.name for operand in kernel.constants)
-    if isinstance(kernel, PRelu):
-        return (kernel.slope.name,)
-    if isinstance(kernel, HostFloat):
-        return tuple(operand.name for operand in kernel.operands)
-    if isinstance(kernel, HostPart):
-        return kernel.constants
+    if isinstance(operator, Affine):
+        return operator.values
+    if isinstance(operator, Clamp):
+        return operator.names
+    if isinstance(operator, Add | Sub | Mul | MatMul):
+        return () if operator.operand is None else (operator.operand.name,)
+    if isinstance(operator, Concat):
+        return tuple(operand.name for _, operand in operator.constants)
+    if isinstance(operator, Extreme):
+        return tuple(operand.name for operand in operator.constants)
+    if isinstance(operator, PRelu):
+        return (operator.slope.name,)
+    if isinstance(operator, HostFloat):
+        return tuple(operand.name for operand in operator.operands)
+    if isinstance(operator, HostPart):
+        return operator.constants
     return ()
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from npu_server.compile.graph import Add, Conv, Gemm, Kernel, MatMul, Shape, Sub
+from npu_server.compile.graph import Add, Conv, Gemm, MatMul, Operator, Shape, Sub
 from npu_server.compile.planning.work import products
 from npu_server.numerics.profile import Profile
 from npu_server.numerics.scales import LARGEST_BIAS, LARGEST_WEIGHT, Quantization
@@ -13,29 +13,29 @@ _ANY_CODE = INT8_MAX - INT8_MIN  # the farthest that a code can lie from a zero 
 
 
 def never_overflows(
-    kernel: Kernel, sources: Sequence[Quantization], shape: Shape, scale: float, profile: Profile
+    operator: Operator, sources: Sequence[Quantization], shape: Shape, scale: float, profile: Profile
 ) -> bool:
     """Whether every sum inside a layer fits where the NPU keeps it, for all weights and inputs.
 
     Args:
-        kernel: what the layer does.
+        operator: what the layer does.
         sources: quantization of its inputs, but for raw ones and constants.
         shape: of its first input, without the batch.
         scale: of its output.
         profile: the arithmetic.
     """
     limit = 1 << (profile.accumulator.bits - 1)
-    match kernel:
+    match operator:
         case Conv() | Gemm():
             (source,) = sources
-            return products(kernel, shape) * LARGEST_WEIGHT * _reach(source) + _WITH_ROUNDING < limit
+            return products(operator, shape) * LARGEST_WEIGHT * _reach(source) + _WITH_ROUNDING < limit
         case MatMul():
             reach = [_reach(source) for source in sources]
             first, second = reach if len(reach) == 2 else (*reach, _ANY_CODE)
-            return products(kernel, shape) * first * second < limit
+            return products(operator, shape) * first * second < limit
         case Add() | Sub() if profile.add.method == "int8":
             # Each operand is clamped to INT8 in the output's scale before they are added.
-            return kernel.operand is None and all(_fits(source, scale) for source in sources)
+            return operator.operand is None and all(_fits(source, scale) for source in sources)
     return True  # tables, averages in registers of their own, the host's floating point
 
 

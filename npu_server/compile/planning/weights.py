@@ -93,17 +93,17 @@ def prepare(layer: Layer, constants: Constants, profile: Profile) -> Prepared:
         NonFiniteInput: folded weights hold NaN or infinity.
         InvalidInput: weights so large that no multiplier fits.
     """
-    kernel = layer.kernel
-    if isinstance(kernel, Conv | Gemm):
-        return _prepare_weights(layer, fold(kernel, constants), profile)
-    if isinstance(kernel, Clamp):
+    operator = layer.operator
+    if isinstance(operator, Conv | Gemm):
+        return _prepare_weights(layer, fold(operator, constants), profile)
+    if isinstance(operator, Clamp):
         return Prepared(
             tables=(
                 rescale_table(layer.sources[0], layer.scale, layer.output, profile.requantize_in("clamp")),
             )
         )
-    if isinstance(kernel, Concat | Extreme):
-        operands = kernel.constants if isinstance(kernel, Extreme) else [o for _, o in kernel.constants]
+    if isinstance(operator, Concat | Extreme):
+        operands = operator.constants if isinstance(operator, Extreme) else [o for _, o in operator.constants]
         joined = [_values(layer, operand, constants) for operand in operands]
         return Prepared(
             tables=tuple(
@@ -111,31 +111,31 @@ def prepare(layer: Layer, constants: Constants, profile: Profile) -> Prepared:
             ),
             joined=tuple(float_ops.quantize(value, layer.scale, layer.output) for value in joined),
         )
-    if isinstance(kernel, Lut):
-        return Prepared(tables=(_lut(layer, kernel, constants, profile),))
-    if isinstance(kernel, PRelu):
-        return Prepared(tables=(_prelu_tables(layer, kernel, constants, profile),))
-    if isinstance(kernel, MatMul):
+    if isinstance(operator, Lut):
+        return Prepared(tables=(_lut(layer, operator, constants, profile),))
+    if isinstance(operator, PRelu):
+        return Prepared(tables=(_prelu_tables(layer, operator, constants, profile),))
+    if isinstance(operator, MatMul):
         operand = None
-        if kernel.operand is not None:
-            operand = _quantize_operand(layer, _values(layer, kernel.operand, constants), profile)
+        if operator.operand is not None:
+            operand = _quantize_operand(layer, _values(layer, operator.operand, constants), profile)
         other = layer.sources[1] if operand is None else operand.quantization
         scales = np.array(layer.sources[0].scale * other.scale)
-        for factor in kernel.factors:
+        for factor in operator.factors:
             scales = scales * scale_and_shift(factor.kind, _number(factor, constants))[0]
         return Prepared(
             multiplier=_multiplier(layer, scales, profile.requantize_in("matmul")), operand=operand
         )
-    if isinstance(kernel, Add | Sub | Mul) and kernel.operand is not None:
-        values = _values(layer, kernel.operand, constants)
-        divides = isinstance(kernel, Mul) and kernel.divides
+    if isinstance(operator, Add | Sub | Mul) and operator.operand is not None:
+        values = _values(layer, operator.operand, constants)
+        divides = isinstance(operator, Mul) and operator.divides
         return Prepared(operand=_quantize_operand(layer, 1 / values if divides else values, profile))
-    if isinstance(kernel, HostPart):
-        return Prepared(feeds={name: constants.array(name) for name in kernel.constants})
-    if isinstance(kernel, HostFloat):
-        hidden = set(kernel.masks)
+    if isinstance(operator, HostPart):
+        return Prepared(feeds={name: constants.array(name) for name in operator.constants})
+    if isinstance(operator, HostFloat):
+        hidden = set(operator.masks)
         return Prepared(
-            reals=tuple(_values(layer, o, constants, infinite=o in hidden) for o in kernel.operands)
+            reals=tuple(_values(layer, o, constants, infinite=o in hidden) for o in operator.operands)
         )
     return Prepared()
 
@@ -144,9 +144,9 @@ def _table(function: Callable[[Float64Array], Float64Array], layer: Layer, profi
     return function_table(function, layer.sources[0], layer.scale, layer.output, profile)
 
 
-def _lut(layer: Layer, kernel: Lut, constants: Constants, profile: Profile) -> Int8Array:
+def _lut(layer: Layer, operator: Lut, constants: Constants, profile: Profile) -> Int8Array:
     """A function that the profile's NPU has a way of its own for, or any chain of operations."""
-    steps, alone = kernel.steps, kernel.steps[0].kernel
+    steps, alone = operator.steps, operator.steps[0].operator
     if len(steps) == 1 and isinstance(alone, Function):
         source, scale, out = layer.sources[0], layer.scale, layer.output
         try:
@@ -158,9 +158,9 @@ def _lut(layer: Layer, kernel: Lut, constants: Constants, profile: Profile) -> I
     return _table(lambda x: _evaluate(steps, x, constants), layer, profile)
 
 
-def _prelu_tables(layer: Layer, kernel: PRelu, constants: Constants, profile: Profile) -> Int8Array:
+def _prelu_tables(layer: Layer, operator: PRelu, constants: Constants, profile: Profile) -> Int8Array:
     """One table a slope."""
-    slopes = _values(layer, kernel.slope, constants).reshape(-1).tolist()
+    slopes = _values(layer, operator.slope, constants).reshape(-1).tolist()
 
     def leaky(slope: float) -> Callable[[Float64Array], Float64Array]:
         return lambda x: functions.evaluate("LeakyRelu", x, slope, 0.0)
@@ -201,16 +201,16 @@ def _multiplier(layer: Layer, scales: Float64Array, rule: RequantizeRule) -> Mul
 
 
 @np.errstate(all="ignore")  # what becomes infinite or NaN is refused by the layer's name
-def fold(kernel: Conv | Gemm, constants: Constants) -> tuple[Float32Array, Float32Array]:
+def fold(operator: Conv | Gemm, constants: Constants) -> tuple[Float32Array, Float32Array]:
     """Float weight (out, in / groups, height, width) or (out, in) and bias (out,), all folded in."""
-    source = kernel.weights
+    source = operator.weights
     bias = _bias(source, constants)
     if source.weight is None:
         ones = np.ones((source.channels, 1, 1, 1), np.float32)
-        weight = ones if isinstance(kernel, Conv) else np.eye(source.channels, dtype=np.float32)
+        weight = ones if isinstance(operator, Conv) else np.eye(source.channels, dtype=np.float32)
     else:
         weight = constants.array(source.weight)
-        weight = _as_convolution(kernel, weight) if isinstance(kernel, Conv) else weight
+        weight = _as_convolution(operator, weight) if isinstance(operator, Conv) else weight
         weight = weight.T if source.transposed else weight
     if source.alpha != 1.0:
         weight = weight * np.float32(source.alpha)
@@ -225,14 +225,14 @@ def fold(kernel: Conv | Gemm, constants: Constants) -> tuple[Float32Array, Float
     return np.ascontiguousarray(weight, np.float32), bias.astype(np.float32)
 
 
-def _as_convolution(kernel: Conv, weight: Float32Array) -> Float32Array:
+def _as_convolution(operator: Conv, weight: Float32Array) -> Float32Array:
     """(out, in / groups, height, width), of a sequence's weight and of a transposed convolution's as well."""
-    weight = weight.reshape(*weight.shape[:2], *kernel.window.kernel)
-    if kernel.stuffing is None:
+    weight = weight.reshape(*weight.shape[:2], *operator.window.size)
+    if operator.stuffing is None:
         return weight
     inputs, outputs, *size = weight.shape
-    grouped = weight.reshape(kernel.groups, inputs // kernel.groups, outputs, *size).swapaxes(1, 2)
-    return grouped.reshape(kernel.groups * outputs, inputs // kernel.groups, *size)[..., ::-1, ::-1]
+    grouped = weight.reshape(operator.groups, inputs // operator.groups, outputs, *size).swapaxes(1, 2)
+    return grouped.reshape(operator.groups * outputs, inputs // operator.groups, *size)[..., ::-1, ::-1]
 
 
 def _bias(source: Weights, constants: Constants) -> Float32Array:
@@ -276,9 +276,9 @@ def _prepare_weights(layer: Layer, folded: tuple[Float32Array, Float32Array], pr
 
 
 def _requantize_rule(layer: Layer, weight_shape: tuple[int, ...], profile: Profile) -> RequantizeRule:
-    if isinstance(layer.kernel, Gemm):
+    if isinstance(layer.operator, Gemm):
         return profile.requantize_in("fully_connected")
-    grouped = isinstance(layer.kernel, Conv) and layer.kernel.groups > 1 and weight_shape[1] > 1
+    grouped = isinstance(layer.operator, Conv) and layer.operator.groups > 1 and weight_shape[1] > 1
     return profile.requantize_in("grouped") if grouped else profile.requantize
 
 
@@ -293,23 +293,23 @@ def _evaluate(steps: tuple[Operation, ...], x: Float64Array, constants: Constant
 
 
 def _evaluate_step(step: Operation, operands: list[Float64Array], constants: Constants) -> Float64Array:
-    kernel, x = step.kernel, operands[0]
-    if isinstance(kernel, Add):
+    operator, x = step.operator, operands[0]
+    if isinstance(operator, Add):
         return x + operands[1]
-    if isinstance(kernel, Sub):
+    if isinstance(operator, Sub):
         return x - operands[1]
-    if isinstance(kernel, Mul):
+    if isinstance(operator, Mul):
         return x * operands[1]
-    if isinstance(kernel, Choose):
+    if isinstance(operator, Choose):
         return np.where(x, operands[1], operands[2])
-    if isinstance(kernel, Clamp):
-        clamp = kernel.now(constants.number)
+    if isinstance(operator, Clamp):
+        clamp = operator.now(constants.number)
         return np.clip(x, clamp.low, clamp.high)
-    if isinstance(kernel, Affine):
-        value = constants.number(kernel.values[0])
-        if kernel.kind == "div" and value == 0:
-            raise NonFiniteInput(f"constant {kernel.values[0]!r} is {value}; a table needs a finite number")
+    if isinstance(operator, Affine):
+        value = constants.number(operator.values[0])
+        if operator.kind == "div" and value == 0:
+            raise NonFiniteInput(f"constant {operator.values[0]!r} is {value}; a table needs a finite number")
         forms = {"add": x + value, "sub": x - value, "rsub": value - x, "mul": x * value}
-        return x / value if kernel.kind == "div" else forms[kernel.kind]
-    assert isinstance(kernel, Function)
-    return functions.evaluate(kernel.name, x, kernel.alpha, kernel.beta)
+        return x / value if operator.kind == "div" else forms[operator.kind]
+    assert isinstance(operator, Function)
+    return functions.evaluate(operator.name, x, operator.alpha, operator.beta)

@@ -2,19 +2,19 @@
 
 import math
 
-from npu_server.compile.graph import Conv, Gemm, HostPart, Kernel, MatMul, Shape
+from npu_server.compile.graph import Conv, Gemm, HostPart, MatMul, Operator, Shape
 
 
-def products(kernel: Kernel, shape: Shape) -> int:
+def products(operator: Operator, shape: Shape) -> int:
     """Multiplications for one code of the output; 0 of what is no sum of products.
 
     Args:
-        kernel: what the layer does.
+        operator: what the layer does.
         shape: of its first input, without the batch.
     """
-    match kernel:
+    match operator:
         case Conv() as conv:
-            return math.prod(conv.window.kernel) * shape[0] // conv.groups
+            return math.prod(conv.window.size) * shape[0] // conv.groups
         case Gemm() as gemm:
             return shape[gemm.axis]
         case MatMul() as product:
@@ -22,6 +22,6 @@ def products(kernel: Kernel, shape: Shape) -> int:
     return 0
 
 
-def multiplications(kernel: Kernel, shape: Shape, output: Shape) -> int:
+def multiplications(operator: Operator, shape: Shape, output: Shape) -> int:
     """Multiply-accumulates of one sample, those of a host part included; arguments as of `products`."""
-    return kernel.macs if isinstance(kernel, HostPart) else products(kernel, shape) * math.prod(output)
+    return operator.macs if isinstance(operator, HostPart) else products(operator, shape) * math.prod(output)

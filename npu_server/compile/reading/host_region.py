@@ -226,7 +226,7 @@ class HostRegion:
             for n in trace.constants
             if self._constants[n].parameters or self._constants.array(n).size > _KNOWN_DATA
         )
-        kernel = g.HostPart(
+        operator = g.HostPart(
             self._model_of(name, trace, inputs, set(fed)),
             tuple(inputs),
             fed,
@@ -236,7 +236,9 @@ class HostRegion:
             next(reason for node in trace.nodes if (reason := self._reasons.get(node.output[0]))),
         )
         nodes = tuple(node.name or node.output[0] for node in trace.nodes)
-        return g.Operation(name, tuple(x.tensor for x in inputs), kernel, view.shape, nodes, outer=view.outer)
+        return g.Operation(
+            name, tuple(x.tensor for x in inputs), operator, view.shape, nodes, outer=view.outer
+        )
 
     def shape_of(self, name: str) -> g.Shape | None:
         """Shape of any value with a batch of one."""
@@ -265,7 +267,7 @@ class HostRegion:
             "host",
             values,
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)],
-            [numpy_helper.from_array(np.ascontiguousarray(self._constants.array(n)), n) for n in kept],
+            [numpy_helper.from_array(np.asarray(self._constants.array(n), order="C"), n) for n in kept],
         )
         model = helper.make_model(
             graph, opset_imports=self._opset, ir_version=min(self._model.ir_version, 10)

@@ -74,7 +74,7 @@ class Importer:
         self.sequences: dict[str, list[Piece]] = {}
         self.comparisons: set[str] = set()
         self._refusals: dict[str, UnsupportedModel] = {}
-        self._kernels: dict[str, g.Operation] = {}
+        self._computed: dict[str, g.Operation] = {}
         self._host = HostRegion(model, self.constants, self._views, self._raw_types, self._is_comparison)
 
     def run(self) -> g.Graph:
@@ -114,7 +114,7 @@ class Importer:
         outputs: tuple[str, ...] = ()
         operations: tuple[g.Operation, ...] = ()
         for _ in range(3):  # a tail may begin with what a host part has yielded; that settles at once
-            there = {x.output for x in operations if isinstance(x.kernel, g.HostPart)}
+            there = {x.output for x in operations if isinstance(x.operator, g.HostPart)}
             sources = self._tail_sources(tail, there)
             if operations and tuple(dict.fromkeys((*own, *sources))) == outputs:
                 break
@@ -149,8 +149,8 @@ class Importer:
     def _origin(self, name: str) -> str:
         """The tensor of which an activation is the same numbers, in another shape or order."""
         tensor = self._views[name].name
-        while tensor in self._kernels and isinstance(self._kernels[tensor].kernel, _MOVES_DATA):
-            tensor = self._kernels[tensor].inputs[0]
+        while tensor in self._computed and isinstance(self._computed[tensor].operator, _MOVES_DATA):
+            tensor = self._computed[tensor].inputs[0]
         return tensor
 
     def _is_of_host(self, name: str) -> bool:
@@ -162,7 +162,7 @@ class Importer:
         tensor, known = self._origin(name), self._rules.ranges
         if tensor in self._host.values or tensor in self.comparisons:
             return False
-        return known is None or tensor in known or tensor not in self._kernels
+        return known is None or tensor in known or tensor not in self._computed
 
     def _is_comparison(self, name: str) -> bool:
         return self._views[name].name in self.comparisons
@@ -217,7 +217,7 @@ class Importer:
             self._weights = weights
             for name in (*node.output, *undone):
                 self._views.pop(name, None)
-                self._kernels.pop(name, None)
+                self._computed.pop(name, None)
                 self.comparisons.discard(name)
             at_host = any(name in self._host.values for name in node.input)
             if not self._rules.takes(node.op_type) and not (at_host and node.op_type in self._handlers):
@@ -259,7 +259,7 @@ class Importer:
         self,
         node: NodeProto,
         inputs: list[str],
-        kernel: g.Kernel,
+        operator: g.Operator,
         shape: g.Shape,
         view: View | None = None,
         output: str = "",
@@ -269,7 +269,7 @@ class Importer:
         Args:
             node: the node.
             inputs: names of the NPU's tensors that it reads.
-            kernel: what it does.
+            operator: what it does.
             shape: of the NPU's output, without the batch.
             view: how the ONNX value lies in it; None: with the batch first.
             output: which of the node's outputs it is; the first by default.
@@ -279,17 +279,17 @@ class Importer:
             or int(np.prod([int(n) for n in shape], dtype=object)) > MAX_ACTIVATION_ELEMENTS
         ):
             raise refuse(node, f"its output would have shape {shape}")
-        if isinstance(kernel, g.Conv | g.Gemm) and kernel.weights.weight is not None:
-            self._take_weights(node, self.constants.array(kernel.weights.weight).size)
+        if isinstance(operator, g.Conv | g.Gemm) and operator.weights.weight is not None:
+            self._take_weights(node, self.constants.array(operator.weights.weight).size)
         output = output or node.output[0]
         placed = replace(view, name=output) if view is not None else View(output, (1, *shape))
         assert placed.shape == shape
         self._views[output] = placed
         operation = g.Operation(
-            output, tuple(inputs), kernel, shape, (node.name or output,), outer=placed.outer
+            output, tuple(inputs), operator, shape, (node.name or output,), outer=placed.outer
         )
         self._operations.append(operation)
-        self._kernels[output] = operation
+        self._computed[output] = operation
 
     def _take_weights(self, node: NodeProto, size: int) -> None:
         """Each layer packs weights of its own, also where layers share one computed constant."""
@@ -305,9 +305,9 @@ class Importer:
                 )
             )
 
-    def emit_like(self, node: NodeProto, inputs: list[str], kernel: g.Kernel, view: View) -> None:
+    def emit_like(self, node: NodeProto, inputs: list[str], operator: g.Operator, view: View) -> None:
         """Appends an operation whose output lies as a view does."""
-        self.emit(node, inputs, kernel, view.shape, view)
+        self.emit(node, inputs, operator, view.shape, view)
 
     def alias(self, node: NodeProto, view: View, output: str = "") -> None:
         """Makes an output of the node, the first by default, another view of what is computed already."""

@@ -47,12 +47,12 @@ def _conv(im: Importer, node: NodeProto) -> None:
         raise refuse(node, f"{out} output channels do not divide into {groups} groups")
     if bias is not None and bias.shape != (out,):
         raise refuse(node, f"bias of shape {bias.shape} for {out} output channels")
-    kernel = (weight.shape[2], weight.shape[3]) if rank == 4 else (1, weight.shape[2])
+    kernel_shape = (weight.shape[2], weight.shape[3]) if rank == 4 else (1, weight.shape[2])
     stuffing = None
     if transposed:
-        window, stuffing, pixels = transposed_window(node, kernel, (size[0], size[1]), rank - 2)
+        window, stuffing, pixels = transposed_window(node, kernel_shape, (size[0], size[1]), rank - 2)
     else:
-        window = conv_window(node, kernel, (size[0], size[1]), rank - 2)
+        window = conv_window(node, kernel_shape, (size[0], size[1]), rank - 2)
         pixels = window.output_size(size[0], size[1])
     weights = g.Weights(node.input[1], _optional_name(node, 2), out)
     shape = (out, *pixels) if rank == 4 else (out, pixels[1])
@@ -101,8 +101,8 @@ def _matmul(im: Importer, node: NodeProto) -> None:
     dims = list(view.dims)
     dims[axis] = weight.shape[axis]
     if weight.ndim == 2:
-        kernel = g.Gemm(g.Weights(node.input[0 if left else 1], None, weight.shape[axis], right), axis)
-        im.emit_like(node, [view.name], kernel, view.with_dims(dims))
+        operator = g.Gemm(g.Weights(node.input[0 if left else 1], None, weight.shape[axis], right), axis)
+        im.emit_like(node, [view.name], operator, view.with_dims(dims))
         return
     _matmul_by_constants(im, node, view, weight.shape, left, dims)
 
@@ -117,9 +117,9 @@ def _matmul_by_constants(
         raise refuse(node, f"constant of shape {constant} does not broadcast with {list(view.dims)}")
     name = node.input[0 if left else 1]
     operand = g.Operand(name, (*heads[:-2], *constant[-2:]))
-    kernel = g.MatMul(operand=operand, constant_first=left)
+    operator = g.MatMul(operand=operand, constant_first=left)
     wide = [n if i == view.axis else max(n, heads[outer.npu_axis(i)]) for i, n in enumerate(view.dims[:-2])]
-    im.emit_like(node, [view.name], kernel, view.with_dims([*wide, *dims[-2:]]))
+    im.emit_like(node, [view.name], operator, view.with_dims([*wide, *dims[-2:]]))
 
 
 def _matmul_of_activations(im: Importer, node: NodeProto) -> None:
@@ -151,8 +151,8 @@ def _batch_norm(im: Importer, node: NodeProto) -> None:
     if given.get("training_mode", 0):
         raise refuse(node, "training mode; export the model in eval mode")
     epsilon = float(given.get("epsilon", 1e-5))  # type: ignore[arg-type]
-    kernel = g.Affine("batch_norm", tuple(node.input[1:5]), epsilon, axis=view.npu_axis(1))
-    im.emit_like(node, [view.name], kernel, view)
+    operator = g.Affine("batch_norm", tuple(node.input[1:5]), epsilon, axis=view.npu_axis(1))
+    im.emit_like(node, [view.name], operator, view)
 
 
 def _concat(im: Importer, node: NodeProto) -> None:
@@ -174,8 +174,8 @@ def _concat(im: Importer, node: NodeProto) -> None:
     if len(set(shapes)) != 1 or len({v.placement for v in views.values()}) != 1:
         raise refuse(node, f"shapes {[list(v.dims) for v in views.values()]} do not join along axis {axis}")
     result = first.with_dims([sum(sizes) if i == axis else n for i, n in enumerate(first.dims)])
-    kernel = g.Concat(first.npu_axis(axis), tuple(constants))
-    im.emit_like(node, [v.name for v in views.values()], kernel, result)
+    operator = g.Concat(first.npu_axis(axis), tuple(constants))
+    im.emit_like(node, [v.name for v in views.values()], operator, result)
 
 
 def _pool(im: Importer, node: NodeProto) -> None:
@@ -185,10 +185,10 @@ def _pool(im: Importer, node: NodeProto) -> None:
     window = pool_window(node, (height, width), len(im.view(node, 0).dims) - 2)
     pixels = window.output_size(height, width)
     shape = (channels, *pixels) if len(im.view(node, 0).dims) == 4 else (channels, pixels[1])
-    kernel: g.Kernel = g.MaxPool(window)
+    operator: g.Operator = g.MaxPool(window)
     if node.op_type == "AveragePool":
-        kernel = g.AveragePool(window, bool(integer(node, "count_include_pad", 0)))
-    im.emit(node, [x], kernel, shape)
+        operator = g.AveragePool(window, bool(integer(node, "count_include_pad", 0)))
+    im.emit(node, [x], operator, shape)
 
 
 _HANDLERS: dict[str, Handler] = {

@@ -137,7 +137,7 @@ def _two_activations(im: Importer, node: NodeProto, op: str) -> None:
     if op == "add" and _is_spread(a, b):
         # A sum of float32 depends on the order, and ONNX Runtime takes the number that is spread second.
         a, b = b, a
-    kernels: dict[str, g.Kernel] = {
+    kernels: dict[str, g.Operator] = {
         "add": g.Add(),
         "sub": g.Sub(),
         "mul": g.Mul(),

@@ -141,8 +141,8 @@ def _depth_to_space(im: Importer, node: NodeProto) -> None:
         outer_first = attributes(node).get("mode", b"DCR") == b"CRD"
         split = (depth, block, block) if outer_first else (block, block, depth)
         order = (0, 3, 1, 4, 2) if outer_first else (2, 3, 0, 4, 1)
-        kernel = g.Rearrange(node.op_type, (*split, height, width), order)
-        im.emit(node, [x], kernel, (depth, height * block, width * block))
+        operator = g.Rearrange(node.op_type, (*split, height, width), order)
+        im.emit(node, [x], operator, (depth, height * block, width * block))
         return
     if height % block or width % block:
         raise refuse(node, f"{height} x {width} does not divide into blocks of {block} x {block}")

@@ -30,7 +30,7 @@ def _emit_reduction(im: Importer, node: NodeProto, view: View, axes: list[int]) 
         raise refuse(node, "axes must be named; the NPU does nothing across the batch")
     keep = node.op_type.startswith("Global") or bool(integer(node, "keepdims", 1))
     npu_axes = tuple(view.npu_axis(axis) for axis in axes)
-    kernels: dict[str, g.Kernel] = {
+    kernels: dict[str, g.Operator] = {
         "GlobalAveragePool": g.Mean(npu_axes),
         "GlobalMaxPool": g.Largest(npu_axes),
         "ReduceMean": g.Mean(npu_axes),
@@ -73,8 +73,8 @@ def _layer_norm(im: Importer, node: NodeProto) -> None:
     epsilon = float(attributes(node).get("epsilon", 1e-5))  # type: ignore[arg-type]
     scale = _operand(im, node, view, 1, "the scale")
     shift = _operand(im, node, view, 2, "the bias") if node.op_type == "LayerNormalization" else None
-    kernel = g.HostFloat(node.op_type, axes, view.shape, epsilon, scale, shift)
-    im.emit_like(node, [view.name], kernel, view)
+    operator = g.HostFloat(node.op_type, axes, view.shape, epsilon, scale, shift)
+    im.emit_like(node, [view.name], operator, view)
 
 
 def _instance_norm(im: Importer, node: NodeProto) -> None:
@@ -89,8 +89,8 @@ def _instance_norm(im: Importer, node: NodeProto) -> None:
             raise refuse(node, f"{what} must have one entry for each of {shape[0]} channels")
         operands.append(g.Operand(node.input[index], (1, shape[0], *[1] * (len(shape) - 1))))
     axes = tuple(range(2, len(shape) + 1))
-    kernel = g.HostFloat(node.op_type, axes, shape, epsilon, scale=operands[0], shift=operands[1])
-    im.emit(node, [x], kernel, shape)
+    operator = g.HostFloat(node.op_type, axes, shape, epsilon, scale=operands[0], shift=operands[1])
+    im.emit(node, [x], operator, shape)
 
 
 def _group_norm(im: Importer, node: NodeProto) -> None:
@@ -110,8 +110,8 @@ def _group_norm(im: Importer, node: NodeProto) -> None:
         affines.append(g.Affine(kind, (name,), operand=g.Operand(name, column)))
     split = (groups, shape[0] // groups, *shape[1:])
     axes = tuple(range(2, len(split) + 1))
-    kernel = g.HostFloat(node.op_type, axes, split, epsilon, affines=tuple(affines))
-    im.emit(node, [x], kernel, shape)
+    operator = g.HostFloat(node.op_type, axes, split, epsilon, affines=tuple(affines))
+    im.emit(node, [x], operator, shape)
 
 
 HANDLERS: dict[str, Handler] = {

@@ -252,8 +252,8 @@ def _resize(im: Importer, node: NodeProto) -> None:
         select(im, node, view, "Resize", {a: nearest_indices(node, view.dims[a], target[a]) for a in axes})
     elif mode == b"linear":
         rows, columns = (1, target[2]) if len(target) == 3 else target[2:]
-        kernel = g.Interpolate(linear_taps(node, size[0], rows), linear_taps(node, size[1], columns))
-        im.emit(node, [x], kernel, target[1:])
+        operator = g.Interpolate(linear_taps(node, size[0], rows), linear_taps(node, size[1], columns))
+        im.emit(node, [x], operator, target[1:])
     else:
         raise refuse(node, f"mode {mode!r} is not an operator of the NPU; nearest and linear are")
 

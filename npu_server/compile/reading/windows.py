@@ -12,24 +12,26 @@ from npu_wire.errors import UnsupportedModel
 _MAX = 1 << 16
 
 
-def conv_window(node: NodeProto, kernel: tuple[int, int], size: tuple[int, int], rank: int = 2) -> Window:
+def conv_window(
+    node: NodeProto, kernel_shape: tuple[int, int], size: tuple[int, int], rank: int = 2
+) -> Window:
     """Window of a Conv node; of one over (N, C, L): of one row.
 
     Args:
         node: the node.
-        kernel: height and width of its weight.
+        kernel_shape: height and width of its weight.
         size: height and width of its input.
         rank: 2 of an image, 1 of a sequence.
 
     Raises:
         UnsupportedModel: attributes that are out of range, or a kernel that does not fit the input.
     """
-    given = _kernel_attributes(node, kernel, rank)
-    return _window(node, given, kernel, size)
+    given = _kernel_attributes(node, kernel_shape, rank)
+    return _window(node, given, kernel_shape, size)
 
 
 def transposed_window(
-    node: NodeProto, kernel: tuple[int, int], size: tuple[int, int], rank: int = 2
+    node: NodeProto, kernel_shape: tuple[int, int], size: tuple[int, int], rank: int = 2
 ) -> tuple[Window, Stuffing, tuple[int, int]]:
     """Window, stuffing and output size of a ConvTranspose node; args as of `conv_window`.
 
@@ -40,7 +42,7 @@ def transposed_window(
     Raises:
         UnsupportedModel: attributes that are out of range.
     """
-    given = _kernel_attributes(node, kernel, rank)
+    given = _kernel_attributes(node, kernel_shape, rank)
     strides, dilations = (_pair(node, given, key, (1, 1)) for key in ("strides", "dilations"))
     extra = [int(n) for n in given.get("output_padding", (0, 0))]
     if len(extra) != 2 or not all(0 <= n < _MAX for n in extra):
@@ -48,14 +50,14 @@ def transposed_window(
     if given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID") or "output_shape" in given:
         raise _refuse(node, "auto_pad and output_shape are not supported; give pads")
     pads = _pads(node, given)
-    reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
+    reach = [(k - 1) * d for k, d in zip(kernel_shape, dilations, strict=True)]
     around = [reach[i] - pads[i] for i in (0, 1)]
     around += [reach[i] - pads[i + 2] + extra[i] for i in (0, 1)]
     pixels = [(size[i] - 1) * strides[i] + 1 + around[i] + around[i + 2] - reach[i] for i in (0, 1)]
     if min(pixels) < 1:
         raise _refuse(node, f"its output would have {pixels[0]} x {pixels[1]} pixels")
     stuffing = Stuffing(strides, (around[0], around[1], around[2], around[3]))
-    return Window(kernel, dilations=dilations), stuffing, (pixels[0], pixels[1])
+    return Window(kernel_shape, dilations=dilations), stuffing, (pixels[0], pixels[1])
 
 
 def pool_window(node: NodeProto, size: tuple[int, int], rank: int = 2) -> Window:
@@ -70,19 +72,19 @@ def pool_window(node: NodeProto, size: tuple[int, int], rank: int = 2) -> Window
         UnsupportedModel: attributes that are out of range, or a window that does not fit the input.
     """
     given = _in_two_dimensions(_attributes(node), rank)
-    kernel = _pair(node, given, "kernel_shape", None)
+    kernel_shape = _pair(node, given, "kernel_shape", None)
     plain = not any(given.get("pads", ())) and set(given.get("dilations", ())) <= {1}
     if given.get("ceil_mode", 0) and plain:
         # Such a window may reach beyond the input, where nothing counts: some networks pool the whole image
         # with a window of any size.
-        kernel = (min(kernel[0], size[0]), min(kernel[1], size[1]))
-    return _window(node, given, kernel, size)
+        kernel_shape = (min(kernel_shape[0], size[0]), min(kernel_shape[1], size[1]))
+    return _window(node, given, kernel_shape, size)
 
 
-def _kernel_attributes(node: NodeProto, kernel: tuple[int, int], rank: int) -> dict[str, Any]:
+def _kernel_attributes(node: NodeProto, kernel_shape: tuple[int, int], rank: int) -> dict[str, Any]:
     given = _in_two_dimensions(_attributes(node), rank)
-    if tuple(given.get("kernel_shape", kernel)) != kernel:
-        raise _refuse(node, f"kernel_shape {given['kernel_shape']} contradicts the weight's {kernel}")
+    if tuple(given.get("kernel_shape", kernel_shape)) != kernel_shape:
+        raise _refuse(node, f"kernel_shape {given['kernel_shape']} contradicts the weight's {kernel_shape}")
     return given
 
 
@@ -104,10 +106,12 @@ def _pads(node: NodeProto, given: dict[str, Any]) -> tuple[int, int, int, int]:
     return pads[0], pads[1], pads[2], pads[3]
 
 
-def _window(node: NodeProto, given: dict[str, Any], kernel: tuple[int, int], size: tuple[int, int]) -> Window:
+def _window(
+    node: NodeProto, given: dict[str, Any], kernel_shape: tuple[int, int], size: tuple[int, int]
+) -> Window:
     strides = _pair(node, given, "strides", (1, 1))
     dilations = _pair(node, given, "dilations", (1, 1))
-    reach = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
+    reach = tuple((k - 1) * d + 1 for k, d in zip(kernel_shape, dilations, strict=True))
     auto = given.get("auto_pad", b"NOTSET").decode("utf-8", "replace")
     if auto in ("SAME_UPPER", "SAME_LOWER"):
         total = [max(0, (-(-n // s) - 1) * s + r - n) for n, s, r in zip(size, strides, reach, strict=True)]
@@ -132,7 +136,7 @@ def _window(node: NodeProto, given: dict[str, Any], kernel: tuple[int, int], siz
         # A window must begin in the input or its leading padding (ONNX and PyTorch agree on that).
         if given.get("ceil_mode", 0) and rest and last_start < size[axis] + pads[axis]:
             overhang[axis] = strides[axis] - rest
-    return Window(kernel, strides, pads, dilations, (overhang[0], overhang[1]))
+    return Window(kernel_shape, strides, pads, dilations, (overhang[0], overhang[1]))
 
 
 def _pair(node: NodeProto, given: dict[str, Any], key: str, default: Sequence[int] | None) -> tuple[int, int]:

@@ -1,0 +1,79 @@
+"""`torch.export`, asked in such a way that most models pass."""
+
+import contextlib
+import dataclasses
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from trainer_client.qat.refusal import wants_one_batch_size
+
+_TALKATIVE = ("torch.onnx._internal.exporter._registration", "torch.export._trace", "torch._guards")
+
+
+def exported(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> ExportedProgram:
+    """The model as `torch.export` sees it, for any size of batch.
+
+    It first runs the forward with symbols for sizes. `len(x)` ends that: Python makes a plain number of it.
+    The second attempt is strict, and reads the forward's bytecode, where `len(x)` is a size like any other;
+    it knows less of Python otherwise.
+
+    Args:
+        model: in evaluation mode.
+        args: positional arguments of the example.
+        kwargs: keyword arguments of the example.
+        dynamic_shapes: what has a batch dimension, as `torch.export` wants it.
+
+    Raises:
+        Exception: whatever PyTorch raises; that of the first attempt, which names places in the model.
+    """
+    try:
+        return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+    except Exception as error:
+        if not wants_one_batch_size(error):
+            raise
+        try:
+            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=True)
+        except Exception:  # what a tracer has against a model may be anything
+            raise error from None
+
+
+def know_dataclasses(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Tells PyTorch's pytrees of the dataclasses that the model takes and returns."""
+    with torch.no_grad():
+        waiting = [args, kwargs, model(*args, **kwargs)]
+    while waiting:
+        for leaf in pytree.tree_leaves(waiting.pop()):
+            if dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+                torch.export.register_dataclass(type(leaf))
+                waiting.append(leaf)
+
+
+@contextmanager
+def quiet_exporters() -> Iterator[None]:
+    """Silences what the exporters say to their developers: of operators, of deprecations, of what failed.
+
+    What failed is raised as well, and told in the user's words; a whole graph goes to stderr beside it.
+    """
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
