@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from npu_server.compile.operands import Affine as Affine
+from npu_server.compile.operands import Neighbours as Neighbours
 from npu_server.compile.operands import Operand as Operand
 from npu_server.compile.operands import Shape as Shape
 from npu_server.compile.operands import Stuffing as Stuffing
-from npu_server.compile.operands import Taps as Taps
 from npu_server.compile.operands import Weights as Weights
 from npu_server.compile.operands import Window as Window
 from npu_wire.layer_map import RawSpec
@@ -211,8 +211,8 @@ class Pad:
 class Interpolate:
     """Bilinear resize of (N, C, H, W)."""
 
-    rows: Taps
-    columns: Taps
+    rows: Neighbours
+    columns: Neighbours
 
 
 @dataclass(frozen=True)

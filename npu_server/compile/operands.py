@@ -50,7 +50,7 @@ class Stuffing:
 
 
 @dataclass(frozen=True)
-class Taps:
+class Neighbours:
     """Where the outputs of a linear interpolation lie along an axis.
 
     Attributes:

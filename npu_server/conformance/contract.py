@@ -36,34 +36,34 @@ def side_by_side(probe: Probe) -> None:
 
 def closed_is_closed(probe: Probe) -> None:
     """Closing twice is allowed; a closed program refuses to run."""
-    session = probe.compile()
-    session.close()
-    session.close()
-    raises(NpuError, lambda: run_all(session, probe.batch), "a batch for a closed program")
+    compiled = probe.compile()
+    compiled.close()
+    compiled.close()
+    raises(NpuError, lambda: run_all(compiled, probe.batch), "a batch for a closed program")
 
 
 def weights_take_effect(probe: Probe) -> None:
     """After an update a program yields what it yields compiled with those weights; one tensor or all."""
     weights = probe.other_weights()
     name = next(iter(weights))
-    session = probe.compile()
-    before = run_all(session, probe.batch)
-    session.load_weights({name: weights[name]})
+    compiled = probe.compile()
+    before = run_all(compiled, probe.batch)
+    compiled.load_weights({name: weights[name]})
     one = run_all(probe.compile({name: weights[name]}), probe.batch)
-    same(run_all(session, probe.batch), one, f"after an update of '{name}', against a fresh compilation")
-    session.load_weights(weights)
+    same(run_all(compiled, probe.batch), one, f"after an update of '{name}', against a fresh compilation")
+    compiled.load_weights(weights)
     every = run_all(probe.compile(weights), probe.batch)
-    same(run_all(session, probe.batch), every, "after an update of all weights, against a fresh compilation")
+    same(run_all(compiled, probe.batch), every, "after an update of all weights, against a fresh compilation")
     if all(np.array_equal(every[layer], before[layer]) for layer in every):
         raise Broken("other weights, fresh or loaded, do not change any output")
-    session.load_weights(probe.case.weights())
-    same(run_all(session, probe.batch), before, "after the first weights were loaded again")
+    compiled.load_weights(probe.case.weights())
+    same(run_all(compiled, probe.batch), before, "after the first weights were loaded again")
 
 
 def weights_all_or_nothing(probe: Probe) -> None:
     """An update with a wrong name, shape, NaN or infinity is refused and changes nothing."""
-    session = probe.compile()
-    before = run_all(session, probe.batch)
+    compiled = probe.compile()
+    before = run_all(compiled, probe.batch)
     good = probe.other_weights()
     name = list(good)[-1]
     spoiled, infinite = good[name].copy(), good[name].copy()
@@ -75,27 +75,27 @@ def weights_all_or_nothing(probe: Probe) -> None:
         (NonFiniteInput, "infinity", {**good, name: infinite}),
     )
     for error, what, update in updates:
-        raises(error, lambda update=update: session.load_weights(update), f"weights with {what}")  # type: ignore[misc]
-        same(run_all(session, probe.batch), before, f"after refused weights with {what}")
+        raises(error, lambda update=update: compiled.load_weights(update), f"weights with {what}")  # type: ignore[misc]
+        same(run_all(compiled, probe.batch), before, f"after refused weights with {what}")
 
 
 def same_batch_twice(probe: Probe) -> None:
     """The same batch gives the same bits, also with another batch in between."""
-    session = probe.compile()
-    first = run_all(session, probe.batch)
+    compiled = probe.compile()
+    first = run_all(compiled, probe.batch)
     for turn in range(10):
-        same(run_all(session, probe.batch), first, f"repetition {turn + 1}")
-        run_all(session, probe.batch[::-1].copy())
+        same(run_all(compiled, probe.batch), first, f"repetition {turn + 1}")
+        run_all(compiled, probe.batch[::-1].copy())
 
 
 def rows_are_independent(probe: Probe) -> None:
     """A sample gives the same bits in any batch."""
-    session = probe.compile()
-    whole = run_all(session, probe.batch)
+    compiled = probe.compile()
+    whole = run_all(compiled, probe.batch)
     for rows in (slice(0, 1), slice(1, 4), slice(4, 6)):
         expected = {name: tensor[rows] for name, tensor in whole.items()}
         same(
-            run_all(session, probe.batch[rows].copy()),
+            run_all(compiled, probe.batch[rows].copy()),
             expected,
             f"samples {rows.start} to {rows.stop - 1} alone",
         )
@@ -103,12 +103,12 @@ def rows_are_independent(probe: Probe) -> None:
 
 def taps_change_nothing(probe: Probe) -> None:
     """Which layers are tapped decides what comes, not which values; the outputs always come."""
-    session = probe.compile()
-    layers = session.layer_map.layers
-    inputs, always = session.layer_map.named(probe.batch), session.layer_map.output_layers
-    whole = session.run(inputs, range(len(layers)))
+    compiled = probe.compile()
+    layers = compiled.layer_map.layers
+    inputs, always = compiled.layer_map.named(probe.batch), compiled.layer_map.output_layers
+    whole = compiled.run(inputs, range(len(layers)))
     for taps in ((), *((layer,) for layer in range(len(layers)))):
-        got = session.run(inputs, taps)
+        got = compiled.run(inputs, taps)
         if got.keys() != always.union(taps):
             raise Broken(f"layers {sorted(got)} came for taps {taps}; due are {sorted(always.union(taps))}")
         named = {layers[i].name: tensor for i, tensor in got.items()}
@@ -121,19 +121,19 @@ def named_inputs_and_outputs(probe: Probe) -> None:
         return
     low, high = probe.ranges[INPUT]
     ranges = {**probe.ranges, OTHER_INPUT: (low / 2, high / 2), SUM: (2 * low, 2 * high)}
-    session = probe.compile_model(with_two_inputs(probe.case), ranges)
-    layer_map = session.layer_map
+    compiled = probe.compile_model(with_two_inputs(probe.case), ranges)
+    layer_map = compiled.layer_map
     names = {spec.name for spec in layer_map.inputs}, set(layer_map.outputs)
     if names != ({INPUT, OTHER_INPUT}, {SUM, OUTPUT}):
         raise Broken(
             f"inputs and outputs are {names}; the model's are {INPUT}, {OTHER_INPUT}, {SUM}, {OUTPUT}"
         )
     inputs = {INPUT: probe.batch, OTHER_INPUT: probe.batch[::-1].copy()}
-    came = session.run(inputs, ())
+    came = compiled.run(inputs, ())
     outputs = {layer_map.layers[i].name: tensor for i, tensor in came.items()}
     if outputs.keys() != {SUM, OUTPUT}:
         raise Broken(f"layers {sorted(outputs)} came untapped; due are {SUM} and {OUTPUT}")
-    again = session.run(dict(reversed(inputs.items())), ())
+    again = compiled.run(dict(reversed(inputs.items())), ())
     same({layer_map.layers[i].name: t for i, t in again.items()}, outputs, "inputs given in another order")
     alone = probe.compile_model(probe.case.model(), {**ranges, INPUT: ranges[SUM]})
     expected = run_all(alone, outputs[SUM])[OUTPUT]
@@ -142,14 +142,14 @@ def named_inputs_and_outputs(probe: Probe) -> None:
 
 def batch_limits(probe: Probe) -> None:
     """Batches of 1 to max_batch samples run; empty, larger, misshapen or otherwise typed ones are refused."""
-    session, largest = probe.compile(), probe.target.capabilities.max_batch
+    compiled, largest = probe.compile(), probe.target.capabilities.max_batch
     if largest < 1:
         raise Broken(f"max_batch is {largest}; a device takes 1 sample at least")
-    before = run_all(session, probe.batch)
-    (entry,) = session.layer_map.inputs
+    before = run_all(compiled, probe.batch)
+    (entry,) = compiled.layer_map.inputs
     shape = entry.shape
     full = min(largest, _LARGEST_BATCH_TRIED)
-    outputs = session.run({entry.name: np.zeros((full, *shape), np.int8)}, ())
+    outputs = compiled.run({entry.name: np.zeros((full, *shape), np.int8)}, ())
     if {len(tensor) for tensor in outputs.values()} != {full}:
         raise Broken(f"a batch of {full} samples gives {[t.shape for t in outputs.values()]}")
     wrong: list[tuple[str, Any]] = [
@@ -162,11 +162,11 @@ def batch_limits(probe: Probe) -> None:
     if largest < _LARGEST_BATCH_TRIED:
         wrong.append((f"a batch of max_batch + 1 = {largest + 1}", np.zeros((largest + 1, *shape), np.int8)))
     for what, batch in wrong:
-        raises(InvalidInput, lambda batch=batch: session.run({entry.name: batch}, ()), what)  # type: ignore[misc]
-    beyond = len(session.layer_map.layers)
+        raises(InvalidInput, lambda batch=batch: compiled.run({entry.name: batch}, ()), what)  # type: ignore[misc]
+    beyond = len(compiled.layer_map.layers)
     named = {entry.name: probe.batch}
-    raises(InvalidInput, lambda: session.run(named, (beyond,)), f"a tap of layer {beyond}")
-    same(run_all(session, probe.batch), before, "after refused batches")
+    raises(InvalidInput, lambda: compiled.run(named, (beyond,)), f"a tap of layer {beyond}")
+    same(run_all(compiled, probe.batch), before, "after refused batches")
 
 
 def bad_models(probe: Probe) -> None:
@@ -188,26 +188,26 @@ def bad_models(probe: Probe) -> None:
 
 def map_is_constant(probe: Probe) -> None:
     """Loading weights does not change the layer map."""
-    session = probe.compile()
-    before = session.layer_map
-    session.load_weights(probe.other_weights())
-    if session.layer_map != before:
+    compiled = probe.compile()
+    before = compiled.layer_map
+    compiled.load_weights(probe.other_weights())
+    if compiled.layer_map != before:
         raise Broken("the layer map is another after weights were loaded")
 
 
 def scales_are_true(probe: Probe) -> None:
     """Dequantized by the layer map, every layer is about what the float network computes."""
     sparse = probe.sparse_weights()
-    session = probe.compile(sparse)
-    (entry,) = session.layer_map.quantized_inputs
+    compiled = probe.compile(sparse)
+    (entry,) = compiled.layer_map.quantized_inputs
     rng = np.random.default_rng(9)
     # Small inputs and few weights, so that neither a code nor a narrow accumulator overflows.
     low, high = max(entry.zero_point - 16, -128), min(entry.zero_point + 16, 127)
     batch = rng.integers(low, high + 1, (32, *entry.shape)).astype(np.int8)
     real = (batch.astype(np.float32) - entry.zero_point) * np.float32(entry.scale)
     floats = float_values(probe.with_weights(sparse).model(), real)
-    outputs = run_all(session, batch)
-    for layer in session.layer_map.layers:
+    outputs = run_all(compiled, batch)
+    for layer in compiled.layer_map.layers:
         spec, expected = layer.output, floats[layer.name].astype(np.float64)
         got = (outputs[layer.name].astype(np.float64) - spec.zero_point) * spec.scale
         gain = float((got * expected).sum() / max(1e-12, (expected**2).sum()))

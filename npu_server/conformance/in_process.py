@@ -93,8 +93,8 @@ def ordered_and_timed(probe: Probe) -> None:
 
 def abandoned_batch(probe: Probe) -> None:
     """A batch that is given up after its first layer leaves nothing behind."""
-    session = probe.compile()
-    expected = run_all(session, probe.batch)
+    compiled = probe.compile()
+    expected = run_all(compiled, probe.batch)
     program = _program(probe)
     iterator = _all_layers(program, probe.batch[::-1].copy())
     next(iter(iterator))

@@ -54,8 +54,8 @@ class ReferenceJudge:
 
     def expect(self, trial: Trial) -> dict[str, Int8Array]:
         """Codes of all layers."""
-        session = self._target.compile(trial.case.model(), trial.ranges)
-        specs = {layer.name: layer.output for layer in session.layer_map.layers}
+        compiled = self._target.compile(trial.case.model(), trial.ranges)
+        specs = {layer.name: layer.output for layer in compiled.layer_map.layers}
         for layer in trial.layer_map.layers if trial.layer_map is not None else ():
             known = specs.get(layer.name)
             if known is not None and _quantization(known) != _quantization(layer.output):
@@ -63,7 +63,7 @@ class ReferenceJudge:
                     f"layer '{layer.name}' has scale and zero point {_quantization(layer.output)}; "
                     f"{self.name} says {_quantization(known)}"
                 )
-        return run_all(session, trial.batch)
+        return run_all(compiled, trial.batch)
 
 
 class FloatJudge:

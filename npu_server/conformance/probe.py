@@ -7,7 +7,7 @@ from dataclasses import replace as replaced
 import numpy as np
 
 from npu_server.conformance.graphs import Case, codes
-from npu_server.conformance.targets import Session, Target
+from npu_server.conformance.targets import CompiledModel, Target
 from npu_server.seam import Ranges
 from npu_wire.errors import InvalidInput, NpuError
 from npu_wire.layer_map import Float32Array, Int8Array
@@ -26,31 +26,31 @@ class Probe:
         case: a model with weights that the target declares to run.
         ranges: of its activations.
         batch: its input.
-        opened: sessions that `release` closes.
+        opened: models that `release` closes.
     """
 
     target: Target
     case: Case
     ranges: Ranges
     batch: Int8Array
-    opened: list[Session] = field(default_factory=list)
+    opened: list[CompiledModel] = field(default_factory=list)
 
-    def compile(self, weights: Mapping[str, Float32Array] | None = None) -> Session:
+    def compile(self, weights: Mapping[str, Float32Array] | None = None) -> CompiledModel:
         """The model, with other weights where given."""
         return self.compile_model(self.with_weights(weights or {}).model(), self.ranges)
 
-    def compile_model(self, model: bytes, ranges: Ranges) -> Session:
+    def compile_model(self, model: bytes, ranges: Ranges) -> CompiledModel:
         """Another model; `release` closes it as well."""
-        session = self.target.compile(model, ranges)
-        self.opened.append(session)
-        return session
+        compiled = self.target.compile(model, ranges)
+        self.opened.append(compiled)
+        return compiled
 
     def with_weights(self, weights: Mapping[str, Float32Array]) -> Case:
         """The case with other weights."""
         return replaced(self.case, initializers={**self.case.initializers, **weights})
 
     def release(self) -> None:
-        """Closes all sessions."""
+        """Closes all models."""
         while self.opened:
             self.opened.pop().close()
 

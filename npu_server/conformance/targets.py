@@ -11,8 +11,8 @@ from npu_wire.errors import DeviceFault
 from npu_wire.layer_map import Array, Float32Array, Int8Array, LayerMap
 
 
-class Session(Protocol):
-    """A compiled model."""
+class CompiledModel(Protocol):
+    """A model on the target under test."""
 
     @property
     def layer_map(self) -> LayerMap:
@@ -46,7 +46,7 @@ class Target(Protocol):
         """What it says of itself."""
         ...
 
-    def compile(self, model: bytes, ranges: Ranges) -> Session:
+    def compile(self, model: bytes, ranges: Ranges) -> CompiledModel:
         """Compiles a float ONNX model."""
         ...
 
@@ -75,12 +75,12 @@ class LocalTarget:
         """What it says of itself."""
         return self._capabilities
 
-    def compile(self, model: bytes, ranges: Ranges) -> "LocalSession":
+    def compile(self, model: bytes, ranges: Ranges) -> "LocalModel":
         """Compiles a float ONNX model."""
-        return LocalSession(self.backend.compile(model, ranges))
+        return LocalModel(self.backend.compile(model, ranges))
 
 
-class LocalSession:
+class LocalModel:
     """A program in this process.
 
     Args:
@@ -108,8 +108,8 @@ class LocalSession:
         self.program.close()
 
 
-def run_all(session: Session, *inputs: Array) -> dict[str, Int8Array]:
+def run_all(compiled: CompiledModel, *inputs: Array) -> dict[str, Int8Array]:
     """Every layer's tensor by name, of inputs in the layer map's order."""
-    layers = session.layer_map.layers
-    outputs = session.run(session.layer_map.named(*inputs), range(len(layers)))
+    layers = compiled.layer_map.layers
+    outputs = compiled.run(compiled.layer_map.named(*inputs), range(len(layers)))
     return {layers[position].name: tensor for position, tensor in outputs.items()}

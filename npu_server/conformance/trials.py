@@ -33,10 +33,10 @@ class Trial:
 def attempt(target: Target, case: Case, ranges: Ranges, batch: Int8Array) -> Trial:
     """Compiles and runs a case."""
     try:
-        session = target.compile(case.model(), ranges)
+        compiled = target.compile(case.model(), ranges)
     except NpuError as error:
         return Trial(case, ranges, batch, refusal=error)
     try:
-        return Trial(case, ranges, batch, session.layer_map, run_all(session, batch.copy()))
+        return Trial(case, ranges, batch, compiled.layer_map, run_all(compiled, batch.copy()))
     finally:
-        session.close()
+        compiled.close()

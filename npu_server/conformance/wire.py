@@ -59,7 +59,7 @@ class RemoteTarget:
         """What the server said of its device."""
         return self._capabilities
 
-    def compile(self, model: bytes, ranges: Ranges) -> "RemoteSession":
+    def compile(self, model: bytes, ranges: Ranges) -> "RemoteModel":
         """Opens a session.
 
         Raises:
@@ -71,7 +71,7 @@ class RemoteTarget:
             )
         except grpc.RpcError as error:
             raise self.translate(error) from None
-        return RemoteSession(self, answer)
+        return RemoteModel(self, answer)
 
     def translate(self, error: grpc.RpcError) -> NpuError:
         """The error that a failed call stands for."""
@@ -96,7 +96,7 @@ class RemoteTarget:
         return capabilities_from_proto(answer.fingerprint, answer.capabilities)
 
 
-class RemoteSession:
+class RemoteModel:
     """A session on a server.
 
     Args:

@@ -19,7 +19,7 @@ from npu_server.compile.reading.importer import (
     refuse,
 )
 from npu_server.compile.reading.operators_moving import axis_of, integer, integers, see_as
-from npu_server.compile.reading.resizing import linear_taps, nearest_indices, target_sizes
+from npu_server.compile.reading.resizing import linear_neighbours, nearest_indices, target_sizes
 from npu_server.compile.reading.views import View
 
 
@@ -252,7 +252,9 @@ def _resize(im: Importer, node: NodeProto) -> None:
         select(im, node, view, "Resize", {a: nearest_indices(node, view.dims[a], target[a]) for a in axes})
     elif mode == b"linear":
         rows, columns = (1, target[2]) if len(target) == 3 else target[2:]
-        operator = g.Interpolate(linear_taps(node, size[0], rows), linear_taps(node, size[1], columns))
+        operator = g.Interpolate(
+            linear_neighbours(node, size[0], rows), linear_neighbours(node, size[1], columns)
+        )
         im.emit(node, [x], operator, target[1:])
     else:
         raise refuse(node, f"mode {mode!r} is not an operator of the NPU; nearest and linear are")

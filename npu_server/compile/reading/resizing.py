@@ -5,7 +5,7 @@ import math
 import numpy as np
 from onnx import NodeProto
 
-from npu_server.compile.graph import Taps
+from npu_server.compile.graph import Neighbours
 from npu_server.compile.reading.importer import Importer, attributes, refuse
 from npu_server.compile.reading.views import View
 
@@ -58,7 +58,7 @@ def nearest_indices(node: NodeProto, size: int, target: int) -> list[int]:
     return indices
 
 
-def linear_taps(node: NodeProto, size: int, target: int) -> Taps:
+def linear_neighbours(node: NodeProto, size: int, target: int) -> Neighbours:
     """Neighbours and weights in 10 fractional bits (TFLite's ResizeBilinearInteger)."""
     mode = _transformation(node, size, target)
     step = (_ONE * size + target // 2) // target
@@ -68,7 +68,7 @@ def linear_taps(node: NodeProto, size: int, target: int) -> Taps:
     scaled = [i * step + offset for i in range(target)]
     lower = tuple(min(max(s, 0) // _ONE, size - 1) for s in scaled)
     upper = tuple(max(min((s + _ONE - 1) // _ONE, size - 1), 0) for s in scaled)
-    return Taps(lower, upper, tuple(s - _ONE * low for s, low in zip(scaled, lower, strict=True)))
+    return Neighbours(lower, upper, tuple(s - _ONE * low for s, low in zip(scaled, lower, strict=True)))
 
 
 def _positions(node: NodeProto, size: int, target: int) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
