@@ -11,6 +11,7 @@ from npu_wire.quantize import quantize
 from trainer_client.npu.session import Npu, Session
 from trainer_client.qat.calibrate import Range
 from trainer_client.qat.capture import Captured
+from trainer_client.qat.lean_graph import thin
 from trainer_client.qat.signature import Call
 from trainer_client.qat.taps import TappedGraph, tap
 from trainer_client.qat.weights import PushedWeights
@@ -57,7 +58,9 @@ class Compiled:
         self.session.close()
 
 
-def compile_for(npu: Npu, captured: Captured, graph: fx.Graph, ranges: Mapping[str, Range]) -> Compiled:
+def compile_for(
+    npu: Npu, captured: Captured, graph: fx.Graph, ranges: Mapping[str, Range], lean: bool
+) -> Compiled:
     """Compiles a captured model.
 
     Args:
@@ -65,6 +68,7 @@ def compile_for(npu: Npu, captured: Captured, graph: fx.Graph, ranges: Mapping[s
         captured: the model.
         graph: its folded training graph; not changed.
         ranges: activation ranges by value name.
+        lean: make a graph for a `LeanPass`.
 
     Raises:
         NpuError: see `Npu.compile`.
@@ -72,7 +76,7 @@ def compile_for(npu: Npu, captured: Captured, graph: fx.Graph, ranges: Mapping[s
     """
     session = npu.compile(captured.onnx, ranges)
     try:
-        tapped = tap(graph, session.layer_map)
+        tapped = (thin if lean else tap)(graph, session.layer_map)
         if not tapped.taps:
             raise DeviceFault(
                 f"none of the layers that the NPU reports ({', '.join(tapped.missing)}) is a value of "

@@ -84,28 +84,53 @@ def inject(
         The dequantized tensor (float32, y's shape and device, bit-equal to `npu_wire.quantize.dequantize`)
         and the noise against the clamped y.
     """
-    if rule.outer > 1:
-        q = q.reshape(q.shape[0], rule.outer, -1).swapaxes(0, 1)
-    if q.shape != tuple(y.shape):
-        q = q.reshape(y.shape)
+    q = in_shape_of(q, tuple(y.shape), rule)
     if y.dtype != torch.float32:
         y, overwrite = y.float(), False
     if y.device.type != "cpu":
         return _inject_torch(y, torch.from_numpy(q.copy(order="K")).to(y.device), rule)
     overwrite = overwrite and not y._is_view()  # autograd would copy the base of a view
-    order = _memory_order(y)
-    if order is None:
-        y, order, overwrite = y.contiguous(), tuple(range(y.ndim)), False
+    if memory_order(y) is None:
+        y, overwrite = y.contiguous(), False
     values = y.detach()
     out = values if overwrite else torch.empty_like(values)
-    mask = torch.empty_like(values, dtype=torch.bool)
+    mask, noise = _compare(values, q, rule, out)
+    return _attach(y, None if overwrite else out, mask), noise
+
+
+def measure(y: Tensor, q: Int8Array, rule: InjectionRule) -> tuple[Tensor | None, LayerNoise]:
+    """The mask and the noise of `inject`, for a y that nobody needs afterwards: its memory is written to.
+
+    Returns:
+        True where the gradient passes, in y's shape; None where it passes everywhere.
+    """
+    q = in_shape_of(q, tuple(y.shape), rule)
+    y = y.detach().float()
+    if y.device.type != "cpu":
+        _, mask, noise = _compare_torch(y, torch.from_numpy(q.copy(order="K")).to(y.device), rule)
+        return mask, noise
+    y = y if memory_order(y) is not None else y.contiguous()
+    return _compare(y, q, rule, y)
+
+
+def in_shape_of(q: Int8Array, shape: tuple[int, ...], rule: InjectionRule) -> Int8Array:
+    """The NPU's codes in the shape of the FP32 value that they stand for."""
+    if rule.outer > 1:
+        q = q.reshape(q.shape[0], rule.outer, -1).swapaxes(0, 1)
+    return q if q.shape == shape else q.reshape(shape)
+
+
+def _compare(y: Tensor, q: Int8Array, rule: InjectionRule, out: Tensor) -> tuple[Tensor | None, LayerNoise]:
+    """Dequantizes into `out`, which may be y; mask (None: all true) and noise. All float32 on the CPU."""
+    order = memory_order(y)
+    assert order is not None
+    mask = torch.empty_like(y, dtype=torch.bool)
     sums = np.zeros(4, np.float64)
     counts = np.zeros(3, np.int64)
     inject_pass(
-        _flat(values, order),
-        np.ascontiguousarray(q.transpose(order)).reshape(
-            -1
-        ),  # copies only codes that lie in another order than y
+        flat(y, order),
+        # Copies only codes that lie in another order than y.
+        np.ascontiguousarray(q.transpose(order)).reshape(-1),
         np.float32(rule.scale),
         np.float32(rule.zero_point),
         np.float32(MISMATCH_LIMIT_LSB) * np.float32(rule.scale),
@@ -113,18 +138,23 @@ def inject(
         np.int16(rule.saturation_high),
         np.float32(rule.lower),
         np.float32(rule.upper),
-        _flat(out, order),
-        _flat(mask, order).view(np.uint8),
+        flat(out, order),
+        flat(mask, order).view(np.uint8),
         sums,
         counts,
     )
     masked, saturated, passed = counts.tolist()
     noise = _layer_noise(y.numel(), rule.scale, sums.tolist(), masked, saturated)
-    return _attach(y, None if overwrite else out, None if passed == y.numel() else mask), noise
+    return None if passed == y.numel() else mask, noise
 
 
 def _inject_torch(y: Tensor, q: Tensor, rule: InjectionRule) -> tuple[Tensor, LayerNoise]:
-    """`inject` in torch operations, for other devices than the CPU; y float32, q int8, on one device."""
+    out, mask, noise = _compare_torch(y.detach(), q, rule)
+    return _attach(y, out, mask), noise
+
+
+def _compare_torch(y: Tensor, q: Tensor, rule: InjectionRule) -> tuple[Tensor, Tensor, LayerNoise]:
+    """`_compare` in torch operations, for other devices than the CPU; y float32, q int8, on one device."""
     with torch.no_grad():
         scale = torch.tensor(rule.scale, dtype=torch.float32, device=y.device)
         out = (q.to(torch.float32) - float(rule.zero_point)) * scale
@@ -139,7 +169,7 @@ def _inject_torch(y: Tensor, q: Tensor, rule: InjectionRule) -> tuple[Tensor, La
             [clamped.double().square().sum(), wide.square().sum(), magnitude.sum(), magnitude.max()]
         )
         masked, clipped = torch.stack([(~matches).sum(), saturated.sum()]).tolist()
-    return _attach(y, out, mask), _layer_noise(y.numel(), rule.scale, sums.tolist(), masked, clipped)
+    return out, mask, _layer_noise(y.numel(), rule.scale, sums.tolist(), masked, clipped)
 
 
 def _layer_noise(elements: int, scale: float, sums: list[float], masked: int, saturated: int) -> LayerNoise:
@@ -167,7 +197,7 @@ class _StraightThrough(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         """Passes the gradient where the mask is true."""
-        return _masked(grad, ctx.saved_tensors[0]), None, None
+        return masked(grad, ctx.saved_tensors[0]), None, None
 
 
 class _StraightThroughInPlace(torch.autograd.Function):
@@ -184,22 +214,22 @@ class _StraightThroughInPlace(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """Passes the gradient where the mask is true."""
-        return _masked(grad, ctx.saved_tensors[0]), None
+        return masked(grad, ctx.saved_tensors[0]), None
 
 
-def _masked(grad: Tensor, mask: Tensor | None) -> Tensor:
+def masked(grad: Tensor, mask: Tensor | None) -> Tensor:
     """The gradient where the mask is true, 0 elsewhere; never written over `grad`, which others may hold."""
     if mask is None:
         return grad
-    order = _memory_order(mask) if mask.device.type == "cpu" and grad.dtype == torch.float32 else None
+    order = memory_order(mask) if mask.device.type == "cpu" and grad.dtype == torch.float32 else None
     if order is None or not grad.permute(order).is_contiguous():
         return torch.where(mask, grad, 0.0)
     out = torch.empty_like(grad)
-    mask_pass(_flat(grad, order), _flat(mask, order).view(np.uint8), _flat(out, order))
+    mask_pass(flat(grad, order), flat(mask, order).view(np.uint8), flat(out, order))
     return out
 
 
-def _memory_order(t: Tensor) -> tuple[int, ...] | None:
+def memory_order(t: Tensor) -> tuple[int, ...] | None:
     """Order of the dimensions in which a dense tensor lies in memory; None if it is neither usual order."""
     if t.is_contiguous():
         return tuple(range(t.ndim))
@@ -208,6 +238,6 @@ def _memory_order(t: Tensor) -> tuple[int, ...] | None:
     return None
 
 
-def _flat(t: Tensor, order: tuple[int, ...]) -> npt.NDArray[Any]:
+def flat(t: Tensor, order: tuple[int, ...]) -> npt.NDArray[Any]:
     """The elements of a dense CPU tensor in their order in memory, without a copy."""
     return t.permute(order).view(-1).numpy()

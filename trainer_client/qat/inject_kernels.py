@@ -127,6 +127,20 @@ def mask_pass(grad: Any, mask: Any, out: Any) -> None:
         out[i] = grad[i] if mask[i] else np.float32(0)
 
 
+@numba.njit(nogil=True, cache=True)
+def dequantize_pass(q: Any, scale: Any, zero_point: Any, out: Any) -> None:
+    """Writes (q - zero_point) * scale into out; both flat and of one order, scale and zero point float32."""
+    for i in range(q.size):
+        out[i] = (np.float32(q[i]) - zero_point) * scale
+
+
+@numba.njit(nogil=True, cache=True)
+def gate_pass(grad: Any, q: Any, low: Any, high: Any, out: Any) -> None:
+    """Writes grad where low < q < high (int16) and 0 elsewhere into out; all flat and of one order."""
+    for i in range(grad.size):
+        out[i] = grad[i] if (q[i] > low) & (q[i] < high) else np.float32(0)
+
+
 # Statistics may be summed in any order, which is what vector instructions need; NaN and infinity stay legal.
 
 

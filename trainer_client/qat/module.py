@@ -3,7 +3,7 @@
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from trainer_client.qat.checkpoint import take_ranges, to_tensors
 from trainer_client.qat.compiled import Compiled, compile_for
 from trainer_client.qat.evaluation import evaluate
 from trainer_client.qat.fold import fold_batch_norm
+from trainer_client.qat.lean_pass import LeanPass
 from trainer_client.qat.liveness import Structure
 from trainer_client.qat.monitor import SaturationMonitor
 from trainer_client.qat.noise import NoiseReport
@@ -28,6 +29,9 @@ from trainer_client.qat.training_pass import TrainingPass
 
 log = logging.getLogger(__name__)
 
+Fp32Pass = Literal["always", "where_needed"]
+FP32_PASSES: tuple[Fp32Pass, ...] = get_args(Fp32Pass)
+
 
 def prepare(
     model: nn.Module,
@@ -37,6 +41,8 @@ def prepare(
     example_kwargs: Mapping[str, Any] | None = None,
     trace: Trace | None = None,
     ranges: Mapping[str, Range] | None = None,
+    fp32_pass: Fp32Pass = "always",
+    full_pass_every: int = 100,
 ) -> "QatModule":
     """Puts a model in the loop with an NPU.
 
@@ -52,11 +58,20 @@ def prepare(
         trace: collects the times of every training batch.
         ranges: activation ranges by value name, of an earlier `calibrate`; without them call `calibrate`
             next.
+        fp32_pass: "always" computes every layer in FP32 beside the NPU, which measures the noise of every
+            layer in every step. "where_needed" takes the NPU's tensors as they are, keeps their codes and
+            runs the FP32 layers' backward passes only; where the NPU's registers may overflow it computes the
+            layer as well, to know where a gradient would mislead. Faster, and a fraction of the memory.
+        full_pass_every: of "where_needed": every so many steps, from the first on, all layers are computed in
+            FP32 to measure the noise, which changes no gradient; 0: never.
 
     Raises:
         InvalidInput, UnsupportedModel: see `trainer_client.qat.capture.capture` and `Npu.compile`.
     """
-    return QatModule(capture(model, example_inputs, example_kwargs), npu, trace=trace, ranges=ranges)
+    captured = capture(model, example_inputs, example_kwargs)
+    return QatModule(
+        captured, npu, trace=trace, ranges=ranges, fp32_pass=fp32_pass, full_pass_every=full_pass_every
+    )
 
 
 class QatModule(nn.Module):
@@ -81,8 +96,16 @@ class QatModule(nn.Module):
         *,
         trace: Trace | None = None,
         ranges: Mapping[str, Range] | None = None,
+        fp32_pass: Fp32Pass = "always",
+        full_pass_every: int = 100,
     ) -> None:
         super().__init__()
+        if fp32_pass not in FP32_PASSES:
+            raise InvalidInput(f"fp32_pass is {fp32_pass!r}; legal: {', '.join(FP32_PASSES)}")
+        if full_pass_every < 0:
+            raise InvalidInput(f"full_pass_every is {full_pass_every}; legal: 0 (never) or a number of steps")
+        self._lean = fp32_pass == "where_needed"
+        self._full_pass_every = full_pass_every
         self.model = captured.model
         self._captured = captured
         self._structure = Structure(captured.model)
@@ -286,7 +309,7 @@ class QatModule(nn.Module):
                 f"the batch holds {call.samples} samples, more than the NPU takes in training mode "
                 f"({largest}); use smaller batches and accumulate gradients"
             )
-        run = TrainingPass(compiled, call)
+        run = LeanPass(compiled, call, self._is_full()) if self._lean else TrainingPass(compiled, call)
         outputs = run.outputs()
         tapped = compiled.tapped
         self._last_noise = NoiseReport(1, run.noise, len(tapped.taps), len(tapped.missing), self._owners)
@@ -297,6 +320,11 @@ class QatModule(nn.Module):
             names = [layer.name for layer in compiled.layer_map.layers]
             self._trace.add_batch(self._batches, names, run.pending.timings(), run.timings)
         return outputs
+
+    def _is_full(self) -> bool:
+        """Whether all noise is measured; a pass without a gradient has no other purpose."""
+        due = self._full_pass_every > 0 and self._batches % self._full_pass_every == 0
+        return due or not torch.is_grad_enabled()
 
     def _evaluate(self, compiled: Compiled, call: Call) -> Sequence[Any]:
         return evaluate(compiled, call, self._npu.info.max_batch)
@@ -314,7 +342,9 @@ class QatModule(nn.Module):
 
     def _compile(self) -> None:
         self.close()
-        self._compiled = compiled = compile_for(self._npu, self._captured, self._folded, self._ranges)
+        self._compiled = compiled = compile_for(
+            self._npu, self._captured, self._folded, self._ranges, self._lean
+        )
         self._monitor = SaturationMonitor(self._owners)
         missing = compiled.tapped.missing
         if missing and missing != self._warned_of:

@@ -102,20 +102,26 @@ def tap(graph: fx.Graph, layer_map: LayerMap) -> TappedGraph:
 
 
 def _insert(graph: fx.Graph, context: fx.Node, node: fx.Node, position: int) -> fx.Node:
-    lower, upper = _activation_bounds(node)
-    source = node.args[0]
-    # An activation on top of a layer becomes part of the injection: two passes over the tensor less in the
-    # forward pass, and the injection's mask does the activation's backward.
-    fused = lower < upper and isinstance(source, fx.Node) and len(source.users) == 1 and _fresh(source)
-    if not fused:
-        source, lower, upper = node, -math.inf, math.inf
-    assert isinstance(source, fx.Node)
+    source, lower, upper = fused_activation(node)
     with graph.inserting_after(node):
         injected = graph.call_method("inject", (context, source, position, lower, upper, _fresh(source)))
     node.replace_all_uses_with(injected, delete_user_cb=lambda user: user is not injected)
-    if fused:
+    if source is not node:
         graph.erase_node(node)
     return injected
+
+
+def fused_activation(node: fx.Node) -> tuple[fx.Node, float, float]:
+    """The node below an activation that clamps, and its bounds; the node itself and none where it is no such.
+
+    An activation on top of a layer becomes part of the injection: two passes over the tensor less in the
+    forward pass, and the injection's mask does the activation's backward.
+    """
+    lower, upper = _activation_bounds(node)
+    source = node.args[0] if lower < upper else None
+    if isinstance(source, fx.Node) and len(source.users) == 1 and _fresh(source):
+        return source, lower, upper
+    return node, -math.inf, math.inf
 
 
 def _fresh(node: fx.Node) -> bool:

@@ -43,9 +43,13 @@ class TrainingPass:
         captured, tapped = self._compiled.captured, self._compiled.tapped
         leaves = self._inject_inputs()
         values = tapped.module(self, *leaves)
-        seen = [leaves[captured.inputs[name]] for name in seen_by_tail(self._compiled.layer_map)]
+        seen = [self.value(leaves[captured.inputs[name]]) for name in seen_by_tail(self._compiled.layer_map)]
         outputs = tapped.tail(captured, *in_one_order([*values, *seen]), *self._call.leaves)
         return cast(Sequence[Any], outputs)
+
+    def value(self, x: Any) -> Any:
+        """The real numbers of what stands for an input or a layer in the graph: here, itself."""
+        return x
 
     def tensor(self, name: str) -> Tensor:
         """The live parameter, buffer or constant of that name."""
