@@ -42,7 +42,10 @@ def _compare(settings: CompareSettings, called: str) -> int:
     from trainer_client.qat.trace import Trace
 
     fp32, finetune, data, threads = _training(settings)
-    plan = Plan(settings.model, settings.seeds, fp32, finetune, settings.calibration_images, threads)
+    plan = Plan(
+        *(settings.model, settings.seeds, fp32, finetune, settings.calibration_images, threads),
+        settings.fp32_pass,
+    )
     with ExitStack() as stack:
         npus = [stack.enter_context(npu) for npu in _connect(settings, settings.profile)]
         view = ComparisonView(stack.enter_context(progress_view()), plan.seeds * (1 + 3 * len(npus)))
@@ -64,7 +67,7 @@ def _train(settings: TrainSettings, _called: str) -> int:
         progress = stack.enter_context(progress_view())
         outcome = train(
             *(settings.model, data, npu, fp32, finetune, settings.seed, settings.calibration_images),
-            *(settings.out, progress.begin, trace),
+            *(settings.out, progress.begin, trace, settings.fp32_pass),
         )
         profile = npu.info.profile
     if settings.json_:

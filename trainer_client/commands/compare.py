@@ -37,7 +37,7 @@ from trainer_client.commands.trainer import OnStep, Recipe, accuracy, batches, f
 from trainer_client.npu.session import Npu
 from trainer_client.qat.calibrate import Range, observe
 from trainer_client.qat.capture import capture
-from trainer_client.qat.module import QatModule
+from trainer_client.qat.module import Fp32Pass, QatModule
 from trainer_client.qat.trace import Trace
 
 _CALIBRATION_BATCH = 64
@@ -54,6 +54,7 @@ class Plan:
         finetune: the budget of either quantization-aware method.
         calibration_images: training images that PTQ, and all else that needs ranges, is calibrated with.
         threads: torch's threads; float32 sums depend on their number, so it is part of the run's identity.
+        fp32_pass: of the training with the NPU; see `trainer_client.qat.module.prepare`.
     """
 
     model: str
@@ -62,6 +63,7 @@ class Plan:
     finetune: Recipe
     calibration_images: int
     threads: int
+    fp32_pass: Fp32Pass = "always"
 
 
 class Watcher(Protocol):
@@ -162,7 +164,7 @@ class _Laboratory:
         else:
             self._captured.model.load_state_dict(self._fp32(seed))
             ranges = observe(self._captured, self._calibration)
-        qat = QatModule(self._captured, npu, trace=trace, ranges=ranges)
+        qat = QatModule(self._captured, npu, trace=trace, ranges=ranges, fp32_pass=self._plan.fp32_pass)
         try:
             if method == NPU:
                 name = f"{METHODS[NPU]}, {device.profile}, seed {seed}"
@@ -247,5 +249,6 @@ def _setup(plan: Plan, data: Dataset, model: nn.Module) -> dict[str, Any]:
         "finetune": dataclasses.asdict(plan.finetune),
         "calibration_images": min(plan.calibration_images, len(data.train_y)),
         "threads": plan.threads,
+        "fp32_pass": plan.fp32_pass,
         "versions": versions(),
     }

@@ -1,7 +1,7 @@
 """Settings of the commands; `npu_wire.settings` says where they come from."""
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
@@ -16,6 +16,10 @@ class Training(BaseModel):
     qat_steps: int = Field(150, ge=1, description="fine-tuning steps of every QAT method")
     qat_lr: float = Field(1e-3, gt=0, description="learning rate of every QAT method")
     qat_batch_size: int = Field(32, ge=1, description="images a fine-tuning step")
+    fp32_pass: Literal["always", "where_needed"] = Field(
+        "always",
+        description="FP32 work beside the NPU: of every layer, or only where its registers may overflow",
+    )
     calibration_images: int = Field(1024, ge=1, description="training images that ranges are measured on")
     threads: int = Field(0, ge=0, description="torch's threads; 0: the cores that an embedded server leaves")
 

@@ -14,7 +14,7 @@ from trainer_client.commands.data import Dataset
 from trainer_client.commands.nets import build_model
 from trainer_client.commands.trainer import OnStep, Recipe, accuracy, batches, fit
 from trainer_client.npu.session import Npu
-from trainer_client.qat.module import prepare
+from trainer_client.qat.module import Fp32Pass, prepare
 from trainer_client.qat.trace import Trace
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -52,6 +52,7 @@ def train(
     out: Path,
     begin: Callable[[str, int], OnStep],
     trace: Trace | None = None,
+    fp32_pass: Fp32Pass = "always",
 ) -> Outcome:
     """Trains and deploys; a rerun with the same `out` goes on from the last checkpoint.
 
@@ -66,6 +67,7 @@ def train(
         out: folder for weights and checkpoints.
         begin: is told of each training, returns what to call after each of its steps.
         trace: collects the training on the NPU.
+        fp32_pass: see `trainer_client.qat.module.prepare`.
 
     Raises:
         NpuError: see `trainer_client.qat.module.prepare` and `trainer_client.commands.trainer.fit`.
@@ -76,13 +78,14 @@ def train(
         on_step = begin("FP32", fp32.steps)
         fit(model, data, fp32, seed, out / "fp32.pt", on_step=on_step, belongs_to=f"model={model_name}")
     fp32_accuracy = accuracy(model, data.test_x, data.test_y)
-    qat = prepare(model, data.train_x[:2], npu, trace=trace)
+    qat = prepare(model, data.train_x[:2], npu, trace=trace, fp32_pass=fp32_pass)
     try:
         qat.calibrate(batches(data.calibration_set(calibration_images), 64))
         before = accuracy(qat, data.test_x, data.test_y)
         qat.train()
         images = min(calibration_images, len(data.train_y))
         owner = f"model={model_name} npu={npu.info.profile_hash} fp32={fp32} calibration_images={images}"
+        owner += f" fp32_pass={fp32_pass}"
         on_step = begin(f"NPU in the loop, {npu.info.profile}", finetune.steps)
         fit(qat, data, finetune, seed, out / "npu.pt", on_step=on_step, belongs_to=owner)
         after = accuracy(qat, data.test_x, data.test_y)
