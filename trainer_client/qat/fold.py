@@ -7,9 +7,11 @@ activation is saved.
 """
 
 import operator
+from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch.autograd.function import once_differentiable
 
 _aten = torch.ops.aten
 CONVOLUTIONS = frozenset(
@@ -72,15 +74,9 @@ def _fold(graph: fx.Graph, norm: fx.Node) -> None:
     assert isinstance(weight, fx.Node)
     assert callable(conv.target)
     with graph.inserting_before(norm):
-        call = graph.call_function
-        gain = call(torch.sqrt, (call(torch.add, (var, eps)),))
-        gain = call(torch.div, (1.0 if gamma is None else gamma, gain))
-        per_output = call(_broadcast_over_inputs, (gain, weight))
-        folded_weight = call(torch.mul, (weight, per_output))
-        centre = call(torch.neg, (mean,)) if bias is None else call(torch.sub, (bias, mean))
-        shift = call(torch.mul, (centre, gain))
-        folded_bias = shift if beta is None else call(torch.add, (shift, beta))
-        folded = call(conv.target, (conv.args[0], folded_weight, folded_bias, *conv.args[3:]))
+        numbers = graph.call_function(folded_numbers, (weight, bias, gamma, beta, mean, var, eps))
+        folded_weight, folded_bias = (graph.call_function(operator.getitem, (numbers, i)) for i in (0, 1))
+        folded = graph.call_function(conv.target, (conv.args[0], folded_weight, folded_bias, *conv.args[3:]))
     for user in list(norm.users):
         folded.meta = {VALUE_NAME: value_name(user), "val": user.meta.get("val")}
         user.replace_all_uses_with(folded)
@@ -89,6 +85,71 @@ def _fold(graph: fx.Graph, norm: fx.Node) -> None:
     graph.erase_node(conv)
 
 
-def _broadcast_over_inputs(gain: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def folded_numbers(
+    weight: Tensor,
+    bias: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the one convolution, with their gradients; the module says how.
+
+    Args:
+        weight: shape (out, in / groups, ...).
+        bias: shape (out,), as all that follow; of the convolution.
+        gamma: of the batch norm.
+        beta: of the batch norm.
+        mean: its running mean.
+        var: its running variance.
+        eps: its epsilon.
+    """
+    deviation = torch.sqrt(torch.add(var, eps))
+    return _Fold.apply(weight, bias, gamma, beta, mean, deviation)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Fold(torch.autograd.Function):
+    """One function, because a dozen small operations for each layer cost 5 % of a training step."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        bias: Tensor | None,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        mean: Tensor,
+        deviation: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        gain = deviation.reciprocal() if gamma is None else gamma / deviation
+        centre = -mean if bias is None else bias - mean
+        shift = centre * gain
+        ctx.save_for_backward(weight, centre, deviation, gain)
+        return weight * _by_output(gain, weight), shift if beta is None else shift + beta
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_weight: Tensor, grad_bias: Tensor) -> tuple[Tensor | None, ...]:
+        weight, centre, deviation, gain = ctx.saved_tensors
+        of_weight, of_bias, of_gamma, of_beta, of_mean, of_deviation = ctx.needs_input_grad
+        grad_centre = grad_bias * gain
+        grad_gamma = grad_deviation = None
+        if of_gamma or of_deviation:
+            inputs = tuple(range(1, weight.ndim))
+            grad_gain = grad_bias * centre + (grad_weight * weight).sum(inputs)
+            grad_gamma = grad_gain / deviation if of_gamma else None
+            grad_deviation = -grad_gain * gain / deviation if of_deviation else None
+        return (
+            grad_weight * _by_output(gain, weight) if of_weight else None,
+            grad_centre if of_bias else None,
+            grad_gamma,
+            grad_bias if of_beta else None,
+            -grad_centre if of_mean else None,
+            grad_deviation,
+        )
+
+
+def _by_output(gain: Tensor, weight: Tensor) -> Tensor:
     """Shape (out,) seen as (out, 1, ...) of the weight's rank."""
     return gain.view(-1, *(1,) * (weight.ndim - 1))
