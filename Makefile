@@ -9,7 +9,7 @@ PROTO_OUT ?= .
 # judges and networks whose packages ask for other versions than they need: torchvision, an old numpy
 WITHOUT_DEPENDENCIES := geffnet==1.0.2 tosa-tools==2026.8.0
 
-.PHONY: install demo test test-slow test-wheel conformance mutations breadth fuzz-wire lint proto clean
+.PHONY: install demo test test-slow test-wheel conformance mutations breadth fuzz-wire soak lint proto clean
 
 install: $(VENV)/.dev
 
@@ -53,6 +53,10 @@ breadth: install
 # Hostile clients against a real server, beside a well-behaved one: an hour. MINUTES=1 SEED=7 for another run.
 fuzz-wire: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz_wire --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))
+
+# Either side of shared memory killed at random times, nothing left behind: half an hour. BATCHES=1000 for less.
+soak: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --batches $(or $(BATCHES),100000)
 
 lint: install
 	$(BIN)/ruff check .

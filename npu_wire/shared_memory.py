@@ -28,7 +28,7 @@ import numpy as np
 from npu_wire.layer_map import Array
 
 TOKEN_BYTES = 32
-SMALLEST_TENSOR = 4096
+SMALLEST_TENSOR = 16_384
 """Below, sending the bytes costs less than looking after a slot."""
 
 _NAME = "npu-in-the-loop-"
@@ -216,9 +216,14 @@ class Window:
         """
         if nbytes == 0 or offset + nbytes > len(self._memory):
             raise ValueError(f"{nbytes} bytes at {offset} of {len(self._memory)}")
+        self._returns.flush()
         array = np.frombuffer(self._memory, np.uint8, nbytes, offset)
         weakref.finalize(array, self._returns.give, number).atexit = False
         return array.data
+
+    def flush(self) -> None:
+        """Gives back what the socket had no room for; also to be called when a tensor comes in messages."""
+        self._returns.flush()
 
     def close(self) -> None:
         """Takes no more tensors; those that there are stay valid. Idempotent."""
@@ -235,21 +240,28 @@ class _Returns:
         peer.setblocking(False)
         self._peer = peer
         self._numbers: deque[int] = deque()
+        self._full = False
         self._process = os.getpid()
 
     def give(self, number: int) -> None:
-        """Gives one back, and those before that the socket had no room for."""
-        if os.getpid() != self._process:
-            return
-        self._numbers.append(number)
+        """Gives one back, unless the socket is full."""
+        if os.getpid() == self._process:
+            self._numbers.append(number)
+            if not self._full:
+                self.flush()
+
+    def flush(self) -> None:
+        """Gives back as many as the socket has room for."""
         while numbers := self._some():
             try:
                 self._peer.send(b"".join(map(_SIZE.pack, numbers)))
             except BlockingIOError:
                 self._numbers.extend(numbers)
+                self._full = True
                 return
             except OSError:  # the server has closed: there is nothing to give back to
                 return
+        self._full = False
 
     def close(self) -> None:
         self._peer.close()

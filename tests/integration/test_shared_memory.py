@@ -30,18 +30,19 @@ from trainer_client.npu.connection import Connection, connect
 from trainer_client.npu.lifetime import HeldSession
 
 RANGES = {"t0": (-1.0, 1.0)}
+TENSOR = 4 * 2 * 64 * 64
 SHARED = "tensors in shared memory"
 
 
-def codes(seed: int, samples: int = 4, size: int = 32) -> Int8Array:
-    """A batch whose layers have 8 KB each."""
+def codes(seed: int, samples: int = 4, size: int = 64) -> Int8Array:
+    """A batch whose layers have 32 KB each."""
     return np.random.default_rng(seed).integers(-128, 128, (samples, 2, size, size), dtype=np.int8)
 
 
 @pytest.fixture
 def device() -> FakeBackend:
-    """A device with inputs of (2, 32, 32)."""
-    return FakeBackend(BackendOptions(extra={"size": "32"}))
+    """A device with inputs of (2, 64, 64)."""
+    return FakeBackend(BackendOptions(extra={"size": "64"}))
 
 
 def is_shared(array: Int8Array) -> bool:
@@ -102,7 +103,7 @@ def test_a_held_tensor_stays_and_a_dropped_one_makes_room(start: Start, device: 
         for seed in range(300):
             run(session, codes(seed))
         # Five are held; three are the last batch's, and of the one before not all may be back yet.
-        assert server.rendezvous.committed <= (5 + 3 * LAYERS) * 8192
+        assert server.rendezvous.committed <= (5 + 3 * LAYERS) * TENSOR
         assert all(map(is_shared, held))
         for seed, tensor in enumerate(held):
             np.testing.assert_array_equal(expected(codes(seed), 1)[:, :1], tensor)
@@ -123,7 +124,7 @@ def test_a_torch_tensor_holds_its_bytes(start: Start, device: FakeBackend) -> No
 
 def test_what_does_not_fit_comes_in_messages(start: Start, device: FakeBackend) -> None:
     """Room for five tensors: the others are sent, none waits for another to be dropped."""
-    with connect(start(device, max_shared_bytes=5 * 8192).address) as npu:
+    with connect(start(device, max_shared_bytes=5 * TENSOR).address) as npu:
         session = shared_session(npu)
         held = [tensor for seed in range(10) for tensor in run(session, codes(seed))]
         assert sum(map(is_shared, held)) == 5
@@ -135,15 +136,15 @@ def test_what_does_not_fit_comes_in_messages(start: Start, device: FakeBackend) 
 
 def test_streams_share_the_server_s_bound(start: Start, device: FakeBackend) -> None:
     """Two sessions together never commit more than there is; one that ends leaves its part to the other."""
-    server = start(device, max_shared_bytes=6 * 8192)
+    server = start(device, max_shared_bytes=6 * TENSOR)
     with connect(server.address) as npu:
         first, second = shared_session(npu), shared_session(npu)
         held = [tensor for seed in range(10) for s in (first, second) for tensor in run(s, codes(seed))]
         assert sum(map(is_shared, held)) == 6
-        assert server.rendezvous.committed == 6 * 8192
+        assert server.rendezvous.committed == 6 * TENSOR
         first.close()
         del held
-        wait_until(lambda: server.rendezvous.committed <= 3 * 8192)
+        wait_until(lambda: server.rendezvous.committed <= 3 * TENSOR)
         held = [tensor for seed in range(10) for tensor in run(second, codes(seed))]
         assert sum(map(is_shared, held)) == 6
 
@@ -213,7 +214,7 @@ def descriptors() -> int:
 def test_tensors_outlive_a_killed_server(spawn: Spawn, tmp_path: Path) -> None:
     """The memory is theirs; the next server shares its own, and nothing is left open."""
     address = f"unix:{tmp_path}/child.sock"
-    size = ("--backend-option", "size=32")
+    size = ("--backend-option", "size=64")
     child = spawn(*size)
     with connect(address, timeout_s=20) as npu:
         session = shared_session(npu)
@@ -257,7 +258,7 @@ def test_a_killed_client_leaves_nothing_on_the_server(start: Start, device: Fake
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
             assert client.stdout is not None
             assert client.stdout.readline() == "holding\n"
-            assert server.rendezvous.committed >= 2 * LAYERS * 8192
+            assert server.rendezvous.committed >= 2 * LAYERS * TENSOR
             client.kill()
         wait_until(lambda: state() == (0, set()))
         gc.collect()  # what other tests have left in this process

@@ -47,6 +47,8 @@ class Arrival:
             DeviceFault: they are said to be where no memory is shared.
         """
         if not received.message.tensor.HasField("shared"):
+            if self._window is not None:
+                self._window.flush()
             return received.data
         shared = received.message.tensor.shared
         if self._window is None:
