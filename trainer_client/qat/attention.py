@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from trainer_client.qat.writing_out import call
+
 _aten = torch.ops.aten
 _ATTENTION = _aten.scaled_dot_product_attention.default
 _PROBE_BATCH = 2
@@ -45,23 +47,14 @@ def _write_out(graph: fx.Graph, node: fx.Node) -> None:
         if node.kwargs.get("enable_gqa"):
             heads = query.meta["val"].shape[-3]
             key, value = (_repeated_heads(graph, node, shared, heads) for shared in (key, value))
-        transposed = _call(graph, node, _aten.transpose.int, key, -2, -1)
-        scores = _call(graph, node, _aten.matmul.default, query, transposed)
-        scaled = _call(graph, node, _aten.mul.Tensor, scores, factor)
+        transposed = call(graph, node, _aten.transpose.int, key, -2, -1)
+        scores = call(graph, node, _aten.matmul.default, query, transposed)
+        scaled = call(graph, node, _aten.mul.Tensor, scores, factor)
         scaled = _masked(graph, node, scaled)
-        probabilities = _call(graph, node, _aten.softmax.int, scaled, -1)
-        attended = _call(graph, node, _aten.matmul.default, probabilities, value)
+        probabilities = call(graph, node, _aten.softmax.int, scaled, -1)
+        attended = call(graph, node, _aten.matmul.default, probabilities, value)
     node.replace_all_uses_with(attended)
     graph.erase_node(node)
-
-
-def _call(graph: fx.Graph, origin: fx.Node, target: Any, *args: Any, **options: Any) -> fx.Node:
-    """A node that knows shape and dtype of its value, as the exporter demands."""
-    node = graph.call_function(target, args, options)
-    node.meta = dict(origin.meta)
-    with origin.meta["val"].fake_mode:
-        node.meta["val"] = target(*(a.meta["val"] if isinstance(a, fx.Node) else a for a in args), **options)
-    return node
 
 
 def _masked(graph: fx.Graph, node: fx.Node, scores: fx.Node) -> fx.Node:
@@ -71,24 +64,24 @@ def _masked(graph: fx.Graph, node: fx.Node, scores: fx.Node) -> fx.Node:
     lowest = torch.finfo(torch.float32).min
     if causal:
         options = {"dtype": torch.bool, "device": scores.meta["val"].device}
-        everything = _call(graph, node, _aten.ones.default, [queries, keys], **options)
-        mask = _call(graph, node, _aten.tril.default, everything)
+        everything = call(graph, node, _aten.ones.default, [queries, keys], **options)
+        mask = call(graph, node, _aten.tril.default, everything)
     elif not isinstance(mask, fx.Node) or _hides_nothing(mask):
         return scores
     assert isinstance(mask, fx.Node)
     if mask.meta["val"].dtype == torch.bool:
-        hidden = _call(graph, node, _aten.logical_not.default, mask)
-        return _call(graph, node, _aten.masked_fill.Scalar, scores, hidden, lowest)
-    finite = _call(graph, node, _aten.clamp.default, mask, lowest)
-    return _call(graph, node, _aten.add.Tensor, scores, finite)
+        hidden = call(graph, node, _aten.logical_not.default, mask)
+        return call(graph, node, _aten.masked_fill.Scalar, scores, hidden, lowest)
+    finite = call(graph, node, _aten.clamp.default, mask, lowest)
+    return call(graph, node, _aten.add.Tensor, scores, finite)
 
 
 def _repeated_heads(graph: fx.Graph, node: fx.Node, shared: fx.Node, heads: int) -> fx.Node:
     """(N, shared heads, T, C) -> (N, heads, T, C), each head as often as there are queries for it."""
     own = shared.meta["val"].shape[-3]
-    apart = _call(graph, node, _aten.unsqueeze.default, shared, 2)
-    copies = _call(graph, node, _aten.expand.default, apart, [-1, -1, heads // own, -1, -1])
-    return _call(graph, node, _aten.flatten.using_ints, copies, 1, 2)
+    apart = call(graph, node, _aten.unsqueeze.default, shared, 2)
+    copies = call(graph, node, _aten.expand.default, apart, [-1, -1, heads // own, -1, -1])
+    return call(graph, node, _aten.flatten.using_ints, copies, 1, 2)
 
 
 def _dropout(node: fx.Node) -> bool:

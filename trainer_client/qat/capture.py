@@ -29,6 +29,7 @@ from trainer_client.qat.refusal import refusal, require_determinism
 from trainer_client.qat.signature import Signature
 from trainer_client.qat.strides import forget_strides, pool_without_strides, view_by_value
 from trainer_client.qat.writes import differentiate_writes, spell_out_writes
+from trainer_client.qat.writing_out import write_out_operators
 
 OPSET_VERSION = 20
 
@@ -123,6 +124,7 @@ def capture(
             model.train()  # drops what the probes have left in a model that keeps values in evaluation
             model.eval()
             program = exported(model, probes, keywords, shapes)
+            write_out_operators(program)
             write_out_attention(program)
             write_out_pools(program)
             pool_without_strides(program)
