@@ -52,6 +52,23 @@ def exact(data: bytes, layer_map: LayerMap, codes: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_constant_for_each_sample_keeps_that_under_another_type(backend: type[Backend]) -> None:
+    """Numbers that are made as often as there are samples, cast to a weight's type, and added."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Expand", ["whole", "shape"], ["many"]),
+        helper.make_node("CastLike", ["many", "weight"], ["real"]),
+        helper.make_node("Mul", ["real", "weight"], ["scaled"]),
+        helper.make_node("Add", ["x", "scaled"], ["y"], "add"),
+    ]
+    data = model(nodes, (3,), {"whole": np.array([1, -2, 3]), "weight": np.array(0.5, np.float32)})
+    program = backend(BackendOptions(profile="tflm")).compile(data, {"x": (-2.0, 2.0), "y": (-3.0, 4.0)})
+    codes = RNG.integers(-128, 128, (5, 3)).astype(np.int8)
+    (y,) = [t.data for t in program.forward({"x": codes}, [len(program.layer_map.layers) - 1]) if t]
+    assert np.abs(y - exact(data, program.layer_map, codes)).max() <= 1.01
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("op", ["Clip", "Min"])
 def test_a_trained_clipping_bound_follows_its_updates(backend: type[Backend], op: str) -> None:
     """PACT: where the bound falls, outputs are cut off lower; the layer map names it as a parameter."""

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime  # type: ignore[import-untyped]
 from onnx import NodeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from npu_wire.errors import InvalidModel, NonFiniteInput, UnsupportedModel
+from npu_wire.errors import InvalidModel, MissingPackage, NonFiniteInput, UnsupportedModel
 
 Array = npt.NDArray[Any]
 
@@ -106,7 +105,7 @@ _EVALUATED = _ELEMENTWISE | frozenset(
 )
 """What NumPy computes, by ONNX's reference evaluator; ONNX Runtime does every other operator on constants."""
 
-_NOT_FOLDED = frozenset(
+RANDOM = frozenset(
     [
         "Bernoulli",
         "Dropout",
@@ -115,11 +114,11 @@ _NOT_FOLDED = frozenset(
         "RandomNormalLike",
         "RandomUniform",
         "RandomUniformLike",
-        "SequenceAt",
-        "Split",
-        "SplitToSequence",
     ]
 )
+"""Operators that yield something else each time."""
+
+_NOT_FOLDED = RANDOM | frozenset(["SequenceAt", "Split", "SplitToSequence"])
 """What is random, and what has a handler of its own."""
 
 
@@ -272,10 +271,10 @@ class Constants:
     def _evaluate(self, node: NodeProto, position: int = 0) -> Constant:
         sources = [self._known[name] for name in node.input if name]
         first = self._run(node, [s.values[0] for s in sources], position)
-        varies = any(s.depends_on_batch for s in sources) and node.op_type != "CastLike"
-        second = self._run(node, [s.values[1] for s in sources], position) if varies else first
         decides = [] if node.op_type in ("Shape", "Size") else sources
-        decides = decides[:1] if node.op_type == "CastLike" else decides
+        decides = decides[:1] if node.op_type == "CastLike" else decides  # the other lends its type alone
+        varies = any(s.depends_on_batch for s in (decides or sources))
+        second = self._run(node, [s.values[1] for s in sources], position) if varies else first
         parameters = frozenset().union(*(s.parameters for s in decides))
         return Constant(_settled(first, second), parameters, node, position)
 
@@ -306,6 +305,8 @@ class Constants:
             )
         try:
             return _reference(model) if evaluated else _onnx_runtime(model)
+        except MissingPackage:
+            raise
         except Exception as error:
             raise InvalidModel(f"node {node.name!r} ({node.op_type}) cannot be evaluated: {error}") from error
 
@@ -320,6 +321,12 @@ def _reference(model: onnx.ModelProto) -> Runner:
 
 
 def _onnx_runtime(model: onnx.ModelProto) -> Runner:
+    try:
+        import onnxruntime  # type: ignore[import-untyped]  # takes a while, and few models need it
+    except ImportError as error:
+        raise MissingPackage(
+            "a constant of the model needs ONNX Runtime: pip install 'npu-in-the-loop[server]'"
+        ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
