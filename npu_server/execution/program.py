@@ -9,7 +9,7 @@ from onnx import ModelProto
 
 from npu_server.compile.graph import Graph, HostPart
 from npu_server.compile.planning.fusion import fuse, refusals
-from npu_server.compile.planning.lowering import Layer, Plan, lower, with_bounds_of_now
+from npu_server.compile.planning.lowering import Layer, Plan, between_calibrated, lower, with_bounds_of_now
 from npu_server.compile.planning.weights import Prepared, prepare
 from npu_server.compile.reading.constants import Constants
 from npu_server.compile.reading.importer import HostRules
@@ -19,7 +19,7 @@ from npu_server.execution.host_part import open_part, refuse_mixed_samples
 from npu_server.execution.slices import samples_at_once
 from npu_server.numerics.profile import Profile
 from npu_server.seam import LayerTensor, Ranges
-from npu_wire.errors import DeviceFault, InvalidInput, NonFiniteInput, UnsupportedModel
+from npu_wire.errors import DeviceFault, InvalidInput, NonFiniteInput, NpuError
 from npu_wire.layer_map import Array, Float32Array, Int8Array, LayerMap, MemoryLayout
 from npu_wire.tensors import check_inputs
 
@@ -213,16 +213,18 @@ def compile_program(
 def _partitioned(model: ModelProto, ranges: Ranges, profile: Profile) -> tuple[Graph, Constants]:
     """The fused graph of what the NPU does; what it does not is a part of its host's, or the client's.
 
-    Some of it shows only when all is fused: a comparison that no table took in. Then everything is read once
-    more without it.
+    Some of it shows only when all is fused: a comparison that no table took in, a value without a range. Then
+    everything is read once more without it.
     """
-    refused: dict[str, UnsupportedModel] = {}
+    refused: dict[str, NpuError] = {}
     while True:
         graph, constants = import_model(model, HostRules(profile.takes_on_host, ranges, refused))
         fused = fuse(graph, constants, ranges)
-        left = refusals(fused, profile)
+        left = refusals(fused, profile) or between_calibrated(fused, ranges, profile)
         if not left:
             return fused, constants
+        if left.keys() <= refused.keys():  # no node's own output: there is nothing to read otherwise
+            raise next(iter(left.values()))
         refused |= left
 
 

@@ -16,11 +16,12 @@ from npu_server.backends.emulator.backend import EmulatorBackend
 from npu_server.backends.reference import ReferenceBackend
 from npu_server.numerics.profile import list_profiles, load_profile
 from npu_server.seam import BackendOptions
-from npu_wire.errors import InvalidInput, InvalidProfile, NonFiniteInput, UnsupportedModel
+from npu_wire.errors import InvalidInput, InvalidProfile, NonFiniteInput, NotCalibrated, UnsupportedModel
 from npu_wire.host_share import host_share
 from npu_wire.layer_map import LayerMap, RawSpec, TensorSpec
 
 RNG = np.random.default_rng(7)
+LOWEST = float(np.finfo(np.float32).min)
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 
 
@@ -46,6 +47,7 @@ class Case:
         output: str,
         known: str,
         rank: int = 1,
+        masks: str = "",
     ) -> None:
         self.proto = helper.make_model(
             helper.make_graph(
@@ -66,6 +68,7 @@ class Case:
             ir_version=10,
         )
         self.ranges = {name: (-2.0, 2.0) for name in known.split()}
+        self.ranges |= {name: (LOWEST, 0.0) for name in masks.split()}
         self.output = output
 
     @property
@@ -134,12 +137,64 @@ CASES = {
             "wq": normal(8, 8),
             "wk": normal(8, 8),
             "one": np.array([1]),
-            "lowest": np.float32(np.finfo(np.float32).min),
+            "lowest": np.float32(LOWEST),
         },
         {"x": (FLOAT, (6, 8)), "mask": (BOOL, (6,))},
         "y",
         "x q k kt scores shares y",
         rank=2,
+    ),
+    "mask that is added": Case(
+        [
+            node("MatMul", "x wq", "q"),
+            node("Transpose", "x", "xt", perm=[0, 2, 1]),
+            node("MatMul", "q xt", "scores"),
+            node("Unsqueeze", "mask one", "wide"),
+            node("Cast", "wide", "real", to=FLOAT),
+            node("Sub", "unit real", "hidden"),
+            node("Mul", "hidden lowest", "far"),
+            node("Add", "scores far", "masked"),
+            node("Softmax", "masked", "shares"),
+            node("MatMul", "shares x", "y"),
+        ],
+        {
+            "wq": normal(8, 8),
+            "one": np.array([1]),
+            "unit": np.float32(1),
+            "lowest": np.float32(LOWEST),
+        },
+        {"x": (FLOAT, (6, 8)), "mask": (BOOL, (6,))},
+        "y",
+        "x q xt scores real hidden shares y",
+        rank=2,
+        masks="far masked",
+    ),
+    "step that nobody calibrated": Case(
+        [
+            node("MatMul", "x w", "q"),
+            node("Transpose", "x", "xt", perm=[0, 2, 1]),
+            node("MatMul", "q xt", "scores"),
+            node("MatMul", "x xt", "step"),
+            node("Add", "scores step", "sum"),
+            node("MatMul", "sum x", "y"),
+        ],
+        {"w": normal(8, 8)},
+        {"x": (FLOAT, (6, 8))},
+        "y",
+        "x q xt scores sum y",
+        rank=2,
+    ),
+    "split by one number": Case(
+        [
+            node("CumSum", "x one", "c"),
+            node("SplitToSequence", "c four", "halves", axis=1),
+            node("SequenceAt", "halves one", "second"),
+            node("Gemm", "second w", "y"),
+        ],
+        {"one": np.array(1), "four": np.array(4), "w": normal(4, 3)},
+        {"x": (FLOAT, (8,))},
+        "y",
+        "x second y",
     ),
     "norm over channels": Case(
         [
@@ -264,6 +319,23 @@ def test_attention_leaves_only_mask_and_softmax_to_the_host() -> None:
     assert [(layer.name, set(layer.inputs)) for layer in parts] == [("shares", {"scores", "mask"})]
     assert [layer.op for layer in layer_map.layers].count("MatMul") == 2
     assert layer_map.inputs[1] == RawSpec("mask", (6,), np.dtype(np.bool_), True)
+
+
+def test_a_mask_that_is_added_is_made_from_what_the_user_gave() -> None:
+    """Nothing of it passes through INT8, where one step off 0 is minus infinity."""
+    layer_map = run(ReferenceBackend, CASES["mask that is added"])[0].layer_map
+    parts = [(layer.name, set(layer.inputs)) for layer in layer_map.layers if layer.host_float]
+    assert parts == [("shares", {"scores", "mask"})]
+    assert [layer.name for layer in layer_map.layers if not layer.host_float] == ["q", "xt", "scores", "y"]
+
+
+def test_a_value_without_range_stays_an_error_where_nothing_with_one_follows() -> None:
+    """What the caller forgot to calibrate is told, and not computed by somebody else."""
+    case = CASES["step that nobody calibrated"]
+    for missing in ("x", "y"):
+        ranges = {name: both for name, both in case.ranges.items() if name != missing}
+        with pytest.raises(NotCalibrated, match=f"'{missing}'"):
+            ReferenceBackend(BackendOptions(profile="tflm")).compile(case.data, ranges)
 
 
 def test_share_of_the_host_is_counted_from_the_layer_map() -> None:

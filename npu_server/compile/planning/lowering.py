@@ -148,6 +148,28 @@ def lower(
     return Plan(LayerMap(inputs, tuple(layer.spec for layer in layers), outputs), tuple(layers))
 
 
+def between_calibrated(
+    graph: Graph, ranges: Mapping[str, tuple[float, float]], profile: Profile
+) -> dict[str, NotCalibrated]:
+    """Outputs that need a range and have none, while others that derive from them have one: output -> why.
+
+    The network that was calibrated has no such value: the exporter makes several operators of one.
+    """
+    found = {}
+    followed: set[str] = set()
+    for operation in reversed(graph.operations):
+        name, operator = operation.output, operation.operator
+        if name in ranges or name in followed:
+            followed.update(operation.inputs)
+        if name in ranges or name not in followed or isinstance(operator, Concat):
+            continue
+        if not _keeps_scale(operator, profile) and _known_bounds(operator) is None:
+            found[name] = NotCalibrated(
+                f"no range for activation {name!r}, which is a step inside an operator of the network"
+            )
+    return found
+
+
 def _from_range(name: str, ranges: Mapping[str, tuple[float, float]], profile: Profile) -> Quantization:
     if name not in ranges:
         raise NotCalibrated(f"no range for activation {name!r}; calibrate the model before it is compiled")
@@ -161,11 +183,7 @@ def _output_quantization(
     profile: Profile,
 ) -> Quantization:
     operator = operation.operator
-    if isinstance(operator, _MOVES_DATA | Interpolate):
-        return sources[0]
-    if isinstance(operator, AveragePool) and profile.average_pool.method in ("input_scale", "reciprocal"):
-        return sources[0]
-    if isinstance(operator, Mean) and profile.mean.method == "input_scale":
+    if _keeps_scale(operator, profile):
         return sources[0]
     if isinstance(operator, Lut) and len(operator.steps) == 1:
         function = operator.steps[0].operator
@@ -179,6 +197,15 @@ def _output_quantization(
     if operation.output not in ranges and bounds is not None:
         return activation_quantization(operation.output, *bounds, profile)
     return _from_range(operation.output, ranges, profile)
+
+
+def _keeps_scale(operator: Operator, profile: Profile) -> bool:
+    """Whether an operator's output has its input's scale."""
+    if isinstance(operator, AveragePool):
+        return profile.average_pool.method in ("input_scale", "reciprocal")
+    if isinstance(operator, Mean):
+        return profile.mean.method == "input_scale"
+    return isinstance(operator, _MOVES_DATA | Interpolate)
 
 
 def _known_bounds(operator: Operator) -> tuple[float, float] | None:

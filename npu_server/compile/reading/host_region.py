@@ -13,7 +13,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from npu_server.compile import graph as g
-from npu_server.compile.reading.constants import PROBE_BATCHES, Array, Constants
+from npu_server.compile.reading.constants import PROBE_BATCHES, RANDOM, Array, Constants
 from npu_server.compile.reading.host_work import multiplications
 from npu_server.compile.reading.views import View
 from npu_wire.errors import UnsupportedModel
@@ -35,18 +35,6 @@ MOVING = frozenset(
     ["Cast", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"]
 )
 """ONNX operators that show elements in another way."""
-
-_RANDOM = frozenset(
-    [
-        "Bernoulli",
-        "Dropout",
-        "Multinomial",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-    ]
-)
 
 Ranges = Mapping[str, tuple[float, float]]
 Types = tuple[TypeProto | None, TypeProto | None]
@@ -149,8 +137,7 @@ class HostRegion:
             raise UnsupportedModel(value.problem)
         if any(t is None or t.tensor_type.elem_type != TensorProto.FLOAT for t in value.types):
             raise UnsupportedModel(f"{name!r} is computed by the host and no float32 tensor")
-        low, high = (-1.0, 1.0) if ranges is None else ranges.get(name, (math.nan, math.nan))
-        if not -_WIDEST < low < high < _WIDEST:
+        if (ranges is not None and name not in ranges) or not is_narrow(name, ranges):
             raise UnsupportedModel(f"{name!r} is computed by the host and has no range that INT8 could hold")
         first, second = (self.shape_at(name, batch) or () for batch in PROBE_BATCHES)
         moving = [i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b]
@@ -311,6 +298,12 @@ class HostRegion:
             return {}
 
 
+def is_narrow(name: str, ranges: Ranges | None) -> bool:
+    """False of a value whose range is a mask's."""
+    low, high = (-1.0, 1.0) if ranges is None else ranges.get(name, (-1.0, 1.0))
+    return -_WIDEST < low < high < _WIDEST
+
+
 def _growth(values: tuple[Array, Array]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Of a shape: what it is without samples, and by how much it grows with each."""
     first, second = values
@@ -348,13 +341,15 @@ def _problem(node: NodeProto) -> str:
         return f"{_called(node)}: neither the NPU nor its host knows operators of {node.domain!r}"
     if any(a.HasField("g") or a.graphs for a in node.attribute):
         return f"{_called(node)}: the host runs no control flow"
-    if node.op_type in _RANDOM:
+    if node.op_type in RANDOM:
         return f"{_called(node)}: the host computes nothing at random"
     return ""
 
 
 def _shape_problem(node: NodeProto, types: Types) -> str:
     for inferred in types:
+        if inferred is not None and inferred.HasField("sequence_type"):
+            continue  # what is taken out of it has a shape, or not
         dims = None if inferred is None else _dims(inferred)
         if dims is None:
             return f"{_called(node)}: the shape of its output is known only when it has run"

@@ -17,9 +17,9 @@ from npu_server.compile.reading.constants import (
     Constants,
     initializer_arrays,
 )
-from npu_server.compile.reading.host_region import MOVING, HostRegion, Ranges
+from npu_server.compile.reading.host_region import MOVING, HostRegion, Ranges, is_narrow
 from npu_server.compile.reading.views import View
-from npu_wire.errors import UnsupportedModel
+from npu_wire.errors import NotCalibrated, NpuError, UnsupportedModel
 from npu_wire.layer_map import WIRE_TYPES, RawSpec
 from npu_wire.tensors import MAX_RANK
 
@@ -38,12 +38,13 @@ class HostRules:
         takes: whether it runs an operator that the NPU refuses.
         ranges: of the activations that the client knows; only those can be brought to the NPU, or be taken
             from it. None: every activation has one.
-        refused: outputs of nodes that turned out to be none of the NPU's only when layers were planned.
+        refused: outputs of nodes that turned out to be none of the NPU's only when layers were planned, and
+            why (UnsupportedModel, NotCalibrated).
     """
 
     takes: Callable[[str], bool] = lambda operator: False
     ranges: Ranges | None = None
-    refused: Mapping[str, UnsupportedModel] = field(default_factory=dict)
+    refused: Mapping[str, NpuError] = field(default_factory=dict)
 
 
 class Importer:
@@ -73,7 +74,8 @@ class Importer:
         self._operations: list[g.Operation] = []
         self.sequences: dict[str, list[Piece]] = {}
         self.comparisons: set[str] = set()
-        self._refusals: dict[str, UnsupportedModel] = {}
+        self._refusals: dict[str, NpuError] = {}
+        self._of_masks: set[str] = set()
         self._computed: dict[str, g.Operation] = {}
         self._host = HostRegion(model, self.constants, self._views, self._raw_types, self._is_comparison)
 
@@ -160,7 +162,7 @@ class Importer:
     def _can_leave(self, name: str) -> bool:
         """Whether an activation is an INT8 tensor of the NPU's own, which the host can begin with."""
         tensor, known = self._origin(name), self._rules.ranges
-        if tensor in self._host.values or tensor in self.comparisons:
+        if tensor in self._host.values or tensor in self.comparisons or tensor in self._of_masks:
             return False
         return known is None or tensor in known or tensor not in self._computed
 
@@ -211,7 +213,7 @@ class Importer:
             self._on_npu(node)
         except _Excess as error:
             raise UnsupportedModel(str(error)) from error
-        except UnsupportedModel as error:
+        except (UnsupportedModel, NotCalibrated) as error:
             undone = [operation.output for operation in self._operations[before:]]
             del self._operations[before:]
             self._weights = weights
@@ -244,6 +246,24 @@ class Importer:
             if attribute.type == onnx.AttributeProto.FLOAT and not math.isfinite(attribute.f):
                 raise refuse(node, f"{attribute.name} is {attribute.f}; it must be finite")
         handler(self, node)
+        for name in node.output:
+            if name in self._views and not is_narrow(name, self._rules.ranges) and self._is_mask(name):
+                raise refuse(node, "it makes a mask, whose numbers would take all steps of INT8")
+
+    def _is_mask(self, name: str) -> bool:
+        """Whether an activation is arithmetic on values of the host alone; if so, the host does all of it."""
+        waiting, made = [self._views[name].name], set[str]()
+        while waiting:
+            tensor = waiting.pop()
+            if tensor in self._host.values:
+                continue
+            operation = self._computed.get(tensor)
+            if operation is None or not isinstance(operation.operator, _ARITHMETIC):
+                return False
+            made.add(tensor)
+            waiting += operation.inputs
+        self._of_masks |= made
+        return True
 
     def _bring(self, node: NodeProto, name: str) -> None:
         """Makes a value of the host an INT8 tensor of the NPU."""
@@ -338,6 +358,11 @@ class Importer:
             raise refuse(node, f"needs (N, C, H, W) or (N, C, L), got (N, {', '.join(map(str, shape))})")
         return name, shape if len(shape) == 3 else (shape[0], 1, shape[1])
 
+    def names_first(self, node: NodeProto, view: View) -> bool:
+        """Whether a node's output has a range, and the tensor that it shows has none."""
+        known = self._rules.ranges
+        return known is not None and node.output[0] in known and view.name not in known
+
     def leads_to(self, node: NodeProto, op: str) -> bool:
         """Whether an operator alone reads what a node yields, perhaps in another shape."""
         followers = [other for other in self._model.graph.node if node.output[0] in other.input]
@@ -356,6 +381,9 @@ class Importer:
             raise refuse(node, f"{what} must not depend on the batch size")
         return self.constants.array(name)
 
+
+_ARITHMETIC = g.Add | g.Sub | g.Mul | g.Affine | g.Clamp | g.Function | g.Reshape | g.Rearrange | g.Select
+"""What masks are made with."""
 
 _MOVES_DATA = g.MaxPool | g.Largest | g.Reshape | g.Rearrange | g.Select | g.Pad | g.Interpolate
 """Their output has its input's scale, and needs no range of its own."""

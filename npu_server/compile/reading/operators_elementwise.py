@@ -101,7 +101,7 @@ def _binary(im: Importer, node: NodeProto) -> None:
     if result != view:
         im.emit_like(node, [view.name], g.beside_constant(kind, operand), result)
         return
-    if _changes_nothing(im, op, left, operand):
+    if _changes_nothing(im, op, left, operand) and not im.names_first(node, view):
         im.alias(node, view)
         return
     im.emit_like(node, [view.name], g.Affine(kind, (operand.name,), operand=operand), view)
