@@ -64,7 +64,7 @@ def _baddbmm(graph: fx.Graph, node: fx.Node) -> fx.Node:
 
 
 def _index_put(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    """One number where a mask is true, x[mask] = 0: by position it would have a shape that depends on data."""
+    """One number where a mask is true, x[mask] = 0: positions of it are as many as the data says."""
     source, indices, value, accumulate = (*node.args, False)[:4]
     mask = indices[0] if isinstance(indices, list | tuple) and len(indices) == 1 else None
     if not isinstance(mask, fx.Node) or mask.meta["val"].dtype != torch.bool or accumulate:
