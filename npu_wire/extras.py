@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from typing import Literal
 
 from npu_wire.errors import MissingPackage
@@ -26,6 +27,14 @@ PACKAGES: dict[Extra, frozenset[str]] = {
 def install_line(extra: Extra) -> str:
     """The command that installs one side."""
     return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
+def own_version() -> str:
+    """The version of this package; words where it runs from a folder that is not installed."""
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return "of a source tree that is not installed (pip install -e . there gives it a version)"
 
 
 @contextmanager

@@ -5,13 +5,12 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 from pydantic import ValidationError
 
 from npu_wire.errors import MissingPackage, NpuError
-from npu_wire.extras import DISTRIBUTION, Extra, needs
+from npu_wire.extras import Extra, needs, own_version
 from npu_wire.settings import Settings, flag, flags, load_settings
 
 DONE, FAILED, CALLED_WRONGLY, INTERRUPTED = 0, 1, 2, 130
@@ -81,7 +80,7 @@ class Program:
                 print(self._usage())
                 return DONE
             case ["--version"]:
-                print(f"{self.name} {metadata.version(DISTRIBUTION)}")
+                print(f"{self.name} {own_version()}")
                 return DONE
             case ["completion"]:
                 print(self._completion())

@@ -28,6 +28,18 @@ def test_version(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @BOTH
+def test_version_of_a_folder_that_is_not_installed(
+    program: Program, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not known, which is said, with what to do: nothing to install is on the path."""
+    monkeypatch.setattr(sys, "path", [])
+    assert program.main(["--version"]) == 0
+    answer = capsys.readouterr().out
+    assert answer.startswith(f"{program.name} of a source tree that is not installed")
+    assert "pip install" in answer
+
+
+@BOTH
 def test_every_command_has_help_without_python_in_it(
     program: Program, capsys: pytest.CaptureFixture[str]
 ) -> None:

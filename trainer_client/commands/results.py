@@ -14,6 +14,7 @@ from typing import Any
 
 from npu_wire.device import Capabilities, Fingerprint
 from npu_wire.errors import InvalidInput
+from npu_wire.extras import DISTRIBUTION, own_version
 from npu_wire.host_share import HostShare, host_share_from
 
 FP32, PTQ, TORCHAO, NPU = "fp32", "ptq", "torchao", "npu"
@@ -195,8 +196,9 @@ def digest(document: Any) -> str:
 
 def versions() -> dict[str, str]:
     """What the numbers may depend on besides the code that is compared."""
-    packages = ("npu-in-the-loop", "torch", "torchao", "numpy", "onnx", "onnxscript")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
+    packages = ("torch", "torchao", "numpy", "onnx", "onnxscript")
+    own = {"python": platform.python_version(), DISTRIBUTION: own_version()}
+    return own | {name: metadata.version(name) for name in packages}
 
 
 def write_json_atomically(document: Any, path: Path) -> None:
