@@ -1,10 +1,13 @@
 """One Forward stream: requests in, device jobs, answers out.
 
 Three threads meet here. The stream's reader checks requests and queues jobs; the device's worker runs them;
-the handler's thread turns results into messages. The queue of answers has no length of its own: the number of
-batches in flight bounds it, so a slow client fills its own share of memory and never holds up the device.
+the handler's thread turns results into messages. The queue of answers has no length of its own: what lies
+in it is booked, and a batch stops between two layers while there is no room for more. So a slow client fills
+its own share of memory and never holds up the device.
 """
 
+import contextlib
+import inspect
 import logging
 import threading
 import time
@@ -161,7 +164,11 @@ class ForwardStream:
         """Takes no more from the device, which stops at the next layer."""
         self._ended.set()
         with self._lock:
-            self._jobs.clear()
+            dropped, self._jobs = self._jobs, deque()
+        for job in dropped:
+            if inspect.getgeneratorstate(job) == inspect.GEN_SUSPENDED:
+                with contextlib.suppress(ServerUnavailable):
+                    self._worker.submit(self._session.session_id, job.close)  # it is the device's to end
 
     def _submit(self, job: Steps[None]) -> None:
         with self._lock:
@@ -171,7 +178,7 @@ class ForwardStream:
         self._worker.submit_steps(self._session.session_id, self._turn())
 
     def _turn(self) -> Steps[None]:
-        """The stream's next job, unless its client must read first."""
+        """The stream's next job, or the rest of one, as far as there is room for its answers."""
         with self._lock:
             self._paused = self._is_crowded()
             if self._paused or not self._jobs:
@@ -180,8 +187,13 @@ class ForwardStream:
         try:
             for _ in job:
                 yield
-                if self._ended.is_set():
-                    return
+                with self._lock:
+                    if self._ended.is_set():
+                        return
+                    self._paused = self._is_crowded()
+                    if self._paused:
+                        self._jobs.appendleft(job)
+                        return
         except NpuError as error:
             self._end(error)
         except Exception:
@@ -191,7 +203,7 @@ class ForwardStream:
             )
 
     def _is_crowded(self) -> bool:
-        """Whether answers lie unread and there is no room for more; one batch always has room."""
+        """Whether answers lie unread and there is no room for more; one layer's always have room."""
         return self._unread > 0 and (
             self._unread >= self._limits.max_session_bytes or self._ledger.is_crowded()
         )

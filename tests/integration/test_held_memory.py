@@ -2,19 +2,19 @@
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
-from fake_backend import LAYERS, FakeBackend, Spawn, Start, expected, wait_until
+from fake_backend import LAYERS, FakeBackend, FakeProgram, Spawn, Start, expected, wait_until
 from raw_client import Raw, attach, commit, memory_of, threads_of, weight_chunk
 
 from npu_server.app import RunningServer
-from npu_server.seam import BackendOptions
-from npu_wire.layer_map import Float32Array, Int8Array
+from npu_server.seam import BackendOptions, LayerTensor, Program
+from npu_wire.layer_map import Array, Float32Array, Int8Array
 from npu_wire.tensors import OutgoingTensor, TensorAssembler
 from npu_wire.v1 import npu_pb2
 
@@ -184,7 +184,7 @@ def test_a_client_that_sends_ahead_waits_and_loses_nothing(start: Start, wide: F
 def test_a_device_does_not_fill_memory_with_answers_that_nobody_reads(
     start: Start, wide: FakeBackend
 ) -> None:
-    """Of four batches with 6.3 MB of answers each, one is computed; the others when those have been read."""
+    """Of four batches with 6.3 MB of answers each, one layer is computed; the others as those are read."""
     server = start(wide, max_session_bytes=6 * MB)
     raw, neighbour = Raw(server.address), Raw(server.address)
     data = [large(seed) for seed in range(6)]
@@ -194,10 +194,10 @@ def test_a_device_does_not_fill_memory_with_answers_that_nobody_reads(
         )
     )
     next(stream)
-    wait_until(lambda: wide.calls.count("layer 2") == 1)
+    wait_until(lambda: wide.calls.count("layer 0") == 1)
     other = tensors(neighbour.stub.Forward(iter([attach(neighbour.compile()), *batch(1, data[5])])))
     np.testing.assert_array_equal(expected(data[5], 2), other[1, 2])
-    assert wide.calls.count("layer 2") == 2
+    assert wide.calls.count("layer 2") == 1  # the neighbour's
     raw.ended.set()
     found = tensors(stream)
     for i in range(4):
@@ -259,3 +259,49 @@ def test_who_finds_the_server_full_is_told_so(start: Start, wide: FakeBackend) -
     assert (code, name) == ("RESOURCE_EXHAUSTED", "QuotaExceeded")
     assert "--max-server-bytes" in details
     unread.cancel()
+
+
+class Watched(FakeBackend):
+    """Notes the thread that ends a pass."""
+
+    def compile(self, model: bytes, ranges: Mapping[str, tuple[float, float]]) -> Program:
+        """Any model."""
+        return WatchedProgram(self)
+
+
+class WatchedProgram(FakeProgram):
+    def forward(self, inputs: Mapping[str, Array], taps: Collection[int]) -> Iterator[LayerTensor | None]:
+        try:
+            yield from super().forward(inputs, taps)
+        finally:
+            self.backend.note("pass ended")
+
+
+@pytest.mark.parametrize("end", ["read", "cancel", "release", "replace"])
+def test_a_batch_stops_in_the_middle_while_nobody_reads_it(start: Start, end: str) -> None:
+    """Room for one layer's answer: the next is computed when that is read, or the device ends the pass."""
+    device = Watched(BackendOptions(extra={"size": "256"}))
+    server = start(device, max_session_bytes=9 * MB)
+    raw, neighbour = Raw(server.address), Raw(server.address)
+    session_id, data = raw.compile(), large(1, 256)
+    stream = raw.stub.Forward(itertools.chain([attach(session_id)], batch(1, data), raw.silence()))
+    next(stream)
+    wait_until(lambda: device.calls.count("layer 0") == 1)
+    other = tensors(neighbour.stub.Forward(iter([attach(neighbour.compile()), *batch(1, large(5, 256)[:8])])))
+    np.testing.assert_array_equal(expected(large(5, 256)[:8], 2), other[1, 2])
+    assert device.calls.count("layer 2") == 1  # the neighbour's
+    assert held(server) <= 9 * MB + data.nbytes
+    if end == "read":
+        raw.ended.set()
+        np.testing.assert_array_equal(expected(data, 2), tensors(stream)[1, 2])
+    elif end == "cancel":
+        stream.cancel()
+    elif end == "release":
+        raw.stub.Release(npu_pb2.ReleaseRequest(session_id=session_id))
+    else:
+        again = tensors(raw.stub.Forward(iter([attach(session_id), *batch(1, large(6, 256)[:8])])))
+        np.testing.assert_array_equal(expected(large(6, 256)[:8], 2), again[1, 2])
+    wait_until(lambda: device.calls.count("pass ended") == (3 if end == "replace" else 2))
+    wait_until(lambda: held(server) == 0)
+    assert len(device.threads) == 1
+    raw.ended.set()
