@@ -17,7 +17,7 @@ from torch import fx
 from npu_wire.layer_map import LayerMap
 from trainer_client.qat.fold import value_name
 from trainer_client.qat.poles import keep_off_pole
-from trainer_client.qat.tail import cuts_of, tail_of
+from trainer_client.qat.tail import cuts_of, shape_at, tail_of
 from trainer_client.qat.taps import TappedGraph, fused_activation
 
 _aten = torch.ops.aten
@@ -76,6 +76,16 @@ class LeanLayer:
     form: Convolution | Product | Addition | None
     lower: float
     upper: float
+
+    def shape(self, samples: int) -> tuple[int, ...]:
+        """Of the value, for a batch of so many samples."""
+        if samples not in self._shapes:
+            self._shapes[samples] = shape_at(self.node, samples)
+        return self._shapes[samples]
+
+    @cached_property
+    def _shapes(self) -> dict[int, tuple[int, ...]]:
+        return {}
 
     @cached_property
     def compute(self) -> fx.GraphModule:

@@ -16,7 +16,6 @@ from trainer_client.qat.inject import InjectionRule, measure, rule_of_layer, rul
 from trainer_client.qat.lean_graph import LeanGraph
 from trainer_client.qat.lean_layer import attach, computed, quantized, value_of
 from trainer_client.qat.signature import Call
-from trainer_client.qat.tail import shape_at
 from trainer_client.qat.trace import Fp32Timing
 from trainer_client.qat.training_pass import TrainingPass
 
@@ -46,7 +45,7 @@ class LeanPass(TrainingPass):
         q = self.pending.tensor(position)
         tensor_ns = time.monotonic_ns()
         rule = rule_of_layer(spec, lean.lower, lean.upper)
-        codes = codes_of(q, shape_at(lean.node, self._call.samples), rule, self._call.device)
+        codes = codes_of(q, lean.shape(self._call.samples), rule, self._call.device)
         mask = None
         if y is not None:
             mask, self.noise[spec.name] = measure(y, q, rule)
