@@ -27,10 +27,10 @@ demo: $(VENV)/.both
 	$(BIN)/npu-trainer demo
 
 test: install
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m tests.halves -m 'not slow'
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m tests.halves -m slow
 
 # The built wheel in four clean environments: each command works there, or names its install line.
 test-wheel:
