@@ -84,7 +84,12 @@ class RunningServer:
             self.telemetry, self._stalls, config.stall_s, token, self._watchdog.suspect
         )
         self._server = self._build()
-        self.telemetry.watch(self.sessions.count, self._device.worker.depth, self.sessions.held_bytes)
+        self.telemetry.watch(
+            self.sessions.count,
+            self._device.worker.depth,
+            self.sessions.held_bytes,
+            lambda: self.rendezvous.committed,
+        )
         try:
             self.address = self._bind()
             self._device.open()

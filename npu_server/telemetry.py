@@ -145,6 +145,11 @@ class Telemetry:
         self._error_count = Counter("npu_errors", "Errors by class", ("error",), registry=self.registry)
         self._sessions = Gauge("npu_sessions", "Open sessions", registry=self.registry)
         self._depth = Gauge("npu_queue_depth", "Jobs that wait for the device", registry=self.registry)
+        self._shared = Gauge(
+            "npu_shared_bytes",
+            "Memory that the server shares with clients on its host",
+            registry=self.registry,
+        )
         self._held = Gauge(
             "npu_held_bytes", "Requests and unread answers that the server holds", registry=self.registry
         )
@@ -156,12 +161,17 @@ class Telemetry:
         )
 
     def watch(
-        self, sessions: Callable[[], int], queue_depth: Callable[[], int], held_bytes: Callable[[], int]
+        self,
+        sessions: Callable[[], int],
+        queue_depth: Callable[[], int],
+        held_bytes: Callable[[], int],
+        shared_bytes: Callable[[], int],
     ) -> None:
-        """Tells where the current numbers of sessions, waiting jobs and held bytes can be asked."""
+        """Tells where the current numbers of sessions, waiting jobs, held and shared bytes can be asked."""
         self._sessions.set_function(lambda: float(sessions()))
         self._depth.set_function(lambda: float(queue_depth()))
         self._held.set_function(lambda: float(held_bytes()))
+        self._shared.set_function(lambda: float(shared_bytes()))
 
     def failed_kernel(self, name: str) -> None:
         """Notes a kernel that failed the start-up test."""

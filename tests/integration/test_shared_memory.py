@@ -91,6 +91,7 @@ def test_tensors_are_read_where_the_server_put_them(server: RunningServer) -> No
         with pytest.raises(ValueError, match="read-only"):
             tensor[0] = 1
         assert session.way.endswith(SHARED)
+        assert repr(npu) == f"<NPU fake, profile plus-one, at {server.address}, {SHARED}>"
 
 
 def test_a_held_tensor_stays_and_a_dropped_one_makes_room(start: Start, device: FakeBackend) -> None:
@@ -141,7 +142,7 @@ def test_streams_share_the_server_s_bound(start: Start, device: FakeBackend) -> 
         first, second = shared_session(npu), shared_session(npu)
         held = [tensor for seed in range(10) for s in (first, second) for tensor in run(s, codes(seed))]
         assert sum(map(is_shared, held)) == 6
-        assert server.rendezvous.committed == 6 * TENSOR
+        assert server.telemetry.registry.get_sample_value("npu_shared_bytes") == 6 * TENSOR
         first.close()
         del held
         wait_until(lambda: server.rendezvous.committed <= 3 * TENSOR)

@@ -55,6 +55,12 @@ class Connection:
         self._belongings.require_own_process()
         return self._info
 
+    def __repr__(self) -> str:
+        """The NPU, where it is and, when a session is open, how its tensors come."""
+        mark = self._info.fingerprint
+        ways = sorted(set(self._belongings.ways)) or [self._transport.address]
+        return f"<NPU {mark.backend}, profile {mark.profile}, at {'; '.join(ways)}>"
+
     @property
     def embedded(self) -> EmbeddedServer | None:
         """The child process that serves, if this connection started one."""

@@ -72,6 +72,12 @@ class Belongings:
         if self._embedded is not None:
             self._embedded.ensure_running()
 
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """How tensors come, of each session."""
+        with self._lock:
+            return tuple(session.way for session in self._sessions)
+
     def add(self, session: RemoteSession) -> None:
         """Adds a session."""
         with self._lock:
