@@ -322,3 +322,27 @@ def test_an_lstm_trains_over_a_real_server() -> None:
         (nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 0])) + state.square().mean()).backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
         qat.close()
+
+
+class Gated(nn.Module):
+    """Takes what its signature does not name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, unused: Tensor | None = None, **more: Tensor) -> Tensor:
+        """Three numbers a sample."""
+        assert unused is None
+        return self.head(x * more["gate"])
+
+
+def test_a_keyword_that_the_signature_does_not_name() -> None:
+    """It has the batch dimension like any other: the NPU's result follows it, sample by sample."""
+    model, x = Gated(), _rand(4, 6)
+    batch = {"x": x, "gate": _rand(4, 6, seed=1).sign()}
+    qat = prepare(model, batch, _npu()).calibrate([batch])
+    both, _ = _same_in_both_modes(qat, **batch)
+    _same_in_both_modes(qat, x=x[:3], gate=batch["gate"][:3])
+    assert torch.allclose(both, model(**batch), atol=0.1)
+    assert not torch.allclose(both, model.head(x), atol=0.1)

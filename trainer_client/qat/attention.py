@@ -102,7 +102,7 @@ def _evaluate(node: fx.Node, known: dict[fx.Node, Any]) -> Any:
         if node.target is _aten.sym_size.int:
             size = node.meta["val"]
             known[node] = size if isinstance(size, int) else _PROBE_BATCH
-        elif node.op == "call_function" and callable(node.target):
+        elif isinstance(node.target, torch._ops.OpOverload):
             sources = {source: _evaluate(source, known) for source in node.all_input_nodes}
             if all(value is not None for value in sources.values()):
                 args, kwargs = fx.map_arg((node.args, node.kwargs), sources.__getitem__)

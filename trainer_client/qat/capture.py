@@ -124,7 +124,7 @@ def capture(
         try:
             stage = "torch.export"
             know_dataclasses(model, probes, keywords)
-            shapes = _dynamic_shapes(model, signature, probes, keywords)
+            shapes = _dynamic_shapes(signature, probes, keywords)
             model.train()  # drops what the probes have left in a model that keeps values in evaluation
             model.eval()
             program = exported(model, probes, keywords, shapes)
@@ -186,14 +186,14 @@ def _arguments(inputs: Example, keywords: Mapping[str, Any] | None) -> tuple[tup
 
 
 def _dynamic_shapes(
-    model: nn.Module, signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """The batch dimension of every input that has one, in the form that `torch.export` wants."""
-    shapes: Any = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    signature: Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> torch.export.ShapesCollection:
+    """The batch dimension of every input that has one."""
+    shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
     for leaf, value in zip(signature.leaves, pytree.tree_leaves((args, kwargs)), strict=True):
         if leaf.batched:
             shapes[value] = {0: torch.export.Dim.DYNAMIC}
-    return shapes.dynamic_shapes(model, args, kwargs)
+    return shapes
 
 
 def _take_constants(program: torch.export.ExportedProgram) -> dict[int, Any]:

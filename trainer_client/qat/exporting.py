@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import logging
 import warnings
@@ -20,7 +21,10 @@ _TALKATIVE = ("torch.onnx._internal.exporter._registration", "torch.export._trac
 
 
 def exported(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: torch.export.ShapesCollection,
 ) -> ExportedProgram:
     """The model as `torch.export` sees it, for any size of batch.
 
@@ -32,20 +36,46 @@ def exported(
         model: in evaluation mode.
         args: positional arguments of the example.
         kwargs: keyword arguments of the example.
-        dynamic_shapes: what has a batch dimension, as `torch.export` wants it.
+        dynamic_shapes: the tensors among them that have a batch dimension.
 
     Raises:
         Exception: whatever PyTorch raises; that of the first attempt, which names places in the model.
     """
+    model = _with_named_keywords(model, kwargs)
+    shapes = dynamic_shapes.dynamic_shapes(model, args, kwargs)
     try:
-        return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:
         if not wants_one_batch_size(error):
             raise
         try:
-            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=True)
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=True)
         except Exception:  # what a tracer has against a model may be anything
             raise error from None
+
+
+def _with_named_keywords(model: nn.Module, kwargs: dict[str, Any]) -> nn.Module:
+    """The same module, its attributes included, but for a signature that names what `**kwargs` takes.
+
+    `torch.export` counts dynamic keywords twice where the signature does not name them.
+    """
+    signature = inspect.signature(model.forward)
+    kept = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    new = [
+        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in kwargs if n not in signature.parameters
+    ]
+    if not new:
+        return model
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return type(model).forward(self, *args, **kwargs)
+
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    forward.__signature__ = signature.replace(parameters=[own, *kept, *new])  # type: ignore[attr-defined]
+    named = type(type(model).__name__, (type(model),), {"forward": forward})
+    twin: nn.Module = object.__new__(named)
+    twin.__dict__ = model.__dict__
+    return twin
 
 
 def know_dataclasses(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
