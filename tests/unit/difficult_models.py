@@ -275,6 +275,14 @@ def _heads_merged(net: Any, h: Tensor) -> Tensor:
     return attended.view(n, height, width, 16)[..., :4].permute(0, 3, 1, 2)
 
 
+def _masked_under_vmap(net: Any, h: Tensor) -> Tensor:
+    """Attention to what comes before, as Hugging Face's models say it: a rule for one pair, mapped over all."""
+    index = torch.arange(8)
+    seen = torch.vmap(lambda i: torch.vmap(lambda j: i.new_ones((), dtype=torch.bool) & (j <= i))(index))
+    q = h.mean(3).transpose(1, 2)
+    return h + F.scaled_dot_product_attention(q, q, q, seen(index)).transpose(1, 2).unsqueeze(3)
+
+
 def _filled(net: Any, h: Tensor) -> Tensor:
     """Memory of nobody's, written in two parts; one of them the same row for every row."""
     whole = h.new_empty(h.shape)
@@ -305,6 +313,8 @@ BORNE: dict[str, Callable[[], nn.Module]] = {
     ),  # type: ignore[call-overload]
     "len() of the batch": lambda: Net(_counted),
     "a view of attention": lambda: Net(_heads_merged),
+    "a mask made under vmap": lambda: Net(_masked_under_vmap),
+    "one minus an integer": lambda: Net(lambda net, h: h * (1.0 - (h.argmax(1, keepdim=True) > 2).long())),
     "new memory filled": lambda: Net(_filled),
     "one row written to many": lambda: Net(_copied_broadcast),
     "normalized next to nothing": lambda: Net(_faint),

@@ -31,8 +31,15 @@ def write_out_attention(program: torch.export.ExportedProgram) -> None:
     for node in list(graph.nodes):
         if node.target is _ATTENTION and node not in returned and not _dropout(node):
             _write_out(graph, node)
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(_is_kept)
     program.graph_module.recompile()
+
+
+def _is_kept(node: fx.Node) -> bool:
+    """Whether a node stays without users: what opens and closes a `torch.vmap` around others does."""
+    return node.is_impure() or (
+        node.op == "call_function" and not isinstance(node.target, torch._ops.OpOverload)
+    )
 
 
 def _write_out(graph: fx.Graph, node: fx.Node) -> None:

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from npu_wire.errors import InvalidInput, NpuError
 from trainer_client.qat.admission import admitted, require_one_device
 from trainer_client.qat.attention import write_out_attention
-from trainer_client.qat.exporting import exported, know_dataclasses, quiet_exporters
+from trainer_client.qat.exporting import exported, know_dataclasses, promote_subtrahends, quiet_exporters
 from trainer_client.qat.fold import VALUE_NAME, value_name
 from trainer_client.qat.liveness import freeze_buffers, warn_of_frozen
 from trainer_client.qat.pooling import write_out_pools
@@ -134,6 +134,7 @@ def capture(
             pool_without_strides(program)
             view_by_value(program)
             spell_out_writes(program)
+            promote_subtrahends(program)
             constants = _take_constants(program)
             stage = "the ONNX exporter"
             translated = torch.onnx.export(

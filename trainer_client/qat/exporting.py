@@ -54,6 +54,22 @@ def exported(
             raise error from None
 
 
+def promote_subtrahends(program: ExportedProgram) -> None:
+    """Makes what a float minus an integer tensor subtracts a float, in place.
+
+    The exporter's own promotion does not know that form.
+    """
+    graph = program.graph_module.graph
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.rsub.Scalar):
+        source, wanted = node.args[0], node.meta["val"].dtype
+        if source.meta["val"].dtype != wanted:
+            with graph.inserting_before(node):
+                cast = graph.call_function(torch.ops.aten.to.dtype, (source, wanted))
+            cast.meta = {**source.meta, "val": source.meta["val"].to(wanted)}
+            node.replace_input_with(source, cast)
+    program.graph_module.recompile()
+
+
 def _with_named_keywords(model: nn.Module, kwargs: dict[str, Any]) -> nn.Module:
     """The same module, its attributes included, but for a signature that names what `**kwargs` takes.
 
