@@ -276,11 +276,20 @@ def _heads_merged(net: Any, h: Tensor) -> Tensor:
 
 
 def _masked_under_vmap(net: Any, h: Tensor) -> Tensor:
-    """Attention to what comes before, as Hugging Face's models say it: a rule for one pair, mapped over all."""
+    """Attention to what comes before, in the words of Hugging Face: a rule for one pair, mapped over all."""
     index = torch.arange(8)
     seen = torch.vmap(lambda i: torch.vmap(lambda j: i.new_ones((), dtype=torch.bool) & (j <= i))(index))
     q = h.mean(3).transpose(1, 2)
     return h + F.scaled_dot_product_attention(q, q, q, seen(index)).transpose(1, 2).unsqueeze(3)
+
+
+def _rotated(net: Any, h: Tensor) -> Tensor:
+    """Pairs of channels turned by an angle that grows along a row, as complex numbers."""
+    angle = torch.arange(8.0)
+    with torch.no_grad():
+        turn = torch.polar(torch.ones_like(angle), angle) * 1.5
+    pairs = torch.view_as_complex(h.unflatten(1, (2, 2)).movedim(2, -1).contiguous())
+    return torch.view_as_real(pairs * turn[None, None, None]).movedim(-1, 2).flatten(1, 2)
 
 
 def _filled(net: Any, h: Tensor) -> Tensor:
@@ -315,6 +324,7 @@ BORNE: dict[str, Callable[[], nn.Module]] = {
     "a view of attention": lambda: Net(_heads_merged),
     "a mask made under vmap": lambda: Net(_masked_under_vmap),
     "one minus an integer": lambda: Net(lambda net, h: h * (1.0 - (h.argmax(1, keepdim=True) > 2).long())),
+    "complex numbers that rotate": lambda: Net(_rotated),
     "new memory filled": lambda: Net(_filled),
     "one row written to many": lambda: Net(_copied_broadcast),
     "normalized next to nothing": lambda: Net(_faint),

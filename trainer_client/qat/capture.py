@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from npu_wire.errors import InvalidInput, NpuError
 from trainer_client.qat.admission import admitted, require_one_device
 from trainer_client.qat.attention import write_out_attention
+from trainer_client.qat.complex_pairs import write_out_complex
 from trainer_client.qat.exporting import exported, know_dataclasses, promote_subtrahends, quiet_exporters
 from trainer_client.qat.fold import VALUE_NAME, value_name
 from trainer_client.qat.liveness import freeze_buffers, warn_of_frozen
@@ -127,7 +128,7 @@ def capture(
             shapes = _dynamic_shapes(signature, probes, keywords)
             model.train()  # drops what the probes have left in a model that keeps values in evaluation
             model.eval()
-            program = exported(model, probes, keywords, shapes)
+            program = write_out_complex(exported(model, probes, keywords, shapes))
             write_out_operators(program)
             write_out_attention(program)
             write_out_pools(program)

@@ -42,7 +42,7 @@ def exported(
         Exception: whatever PyTorch raises; that of the first attempt, which names places in the model.
     """
     model = _with_named_keywords(model, kwargs)
-    shapes = dynamic_shapes.dynamic_shapes(model, args, kwargs)
+    shapes = dynamic_shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
     try:
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:
