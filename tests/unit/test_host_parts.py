@@ -14,6 +14,7 @@ from own_profile import profile_with
 
 from npu_server.backends.emulator.backend import EmulatorBackend
 from npu_server.backends.reference import ReferenceBackend
+from npu_server.compile.reading.host_work import multiplications
 from npu_server.numerics.profile import list_profiles, load_profile
 from npu_server.seam import BackendOptions
 from npu_wire.errors import InvalidInput, InvalidProfile, NonFiniteInput, NotCalibrated, UnsupportedModel
@@ -453,3 +454,18 @@ def test_what_mixes_the_samples_of_a_batch_is_refused(backend: type, mixes: list
     )
     with pytest.raises(UnsupportedModel, match="depends on the others of its batch"):
         run(backend, case)
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes", "expected"),
+    [
+        ("bqd,bkd->bqk", [(1, 3, 8), (1, 5, 8)], 3 * 5 * 8),
+        ("bijk,bkjl", [(1, 2, 4, 5), (1, 5, 4, 3)], 2 * 3 * 5 * 4),
+        ("...i,oi->...o", [(1, 7, 4), (6, 4)], 7 * 6 * 4),
+    ],
+)
+def test_multiplications_of_an_einsum(equation: str, shapes: list, expected: int) -> None:
+    """Counted by hand: the numbers of the result times those that each is summed over."""
+    y = np.einsum(equation, *(np.zeros(shape) for shape in shapes))
+    known = {"a": shapes[0], "b": shapes[1], "y": y.shape}
+    assert multiplications(node("Einsum", "a b", "y", equation=equation), known.__getitem__) == expected

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from trainer_client.qat.writing_out import call
+from trainer_client.qat.calls import call
 
 _aten = torch.ops.aten
 _ATTENTION = _aten.scaled_dot_product_attention.default

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from trainer_client.qat.calls import call
+from trainer_client.qat.einsum import write_out_einsum
+
 _aten = torch.ops.aten
 
 
@@ -29,24 +32,6 @@ def write_out_operators(program: torch.export.ExportedProgram) -> None:
             node.replace_all_uses_with(simpler)
             graph.erase_node(node)
     program.graph_module.recompile()
-
-
-def call(graph: fx.Graph, origin: fx.Node, target: Any, *args: Any, **options: Any) -> fx.Node:
-    """A node that knows shape and dtype of its value, as the exporter demands.
-
-    Args:
-        graph: where it is inserted.
-        origin: the node that it helps to replace.
-        target: the operator.
-        args: nodes and numbers.
-        options: keyword arguments; no nodes.
-    """
-    node = graph.call_function(target, args, options)
-    node.meta = dict(origin.meta)
-    with origin.meta["val"].fake_mode:
-        values = fx.map_arg(args, lambda source: source.meta["val"])
-        node.meta["val"] = target(*values, **options)
-    return node
 
 
 def _baddbmm(graph: fx.Graph, node: fx.Node) -> fx.Node:
@@ -96,6 +81,7 @@ def _give_bias(graph: fx.Graph, conv: fx.Node) -> None:
 
 _WRITTEN_OUT: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node]] = {
     _aten.baddbmm.default: _baddbmm,
+    _aten.einsum.default: write_out_einsum,
     _aten.index_put.default: _index_put,
     _aten.index_put_.default: _index_put,
 }

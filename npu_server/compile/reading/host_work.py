@@ -33,4 +33,19 @@ def multiplications(node: NodeProto, shape_of: Callable[[str], Shape | None]) ->
     if node.op_type in ("Gemm", "MatMul") and x:
         inner = x[0] if any(a.name == "transA" and a.i for a in node.attribute) else x[-1]
         return math.prod(result) * inner
+    if node.op_type == "Einsum":
+        return math.prod(result) * _summed(node, [shape or () for shape in shapes])
     return 0
+
+
+def _summed(node: NodeProto, shapes: list[Shape]) -> int:
+    """How many products an Einsum adds up for each number of its result."""
+    equation = next(a.s.decode() for a in node.attribute if a.name == "equation")
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    sizes: dict[str, int] = {}
+    for part, shape in zip(left.split(","), shapes, strict=True):
+        before, _, after = part.partition("...")
+        sizes |= dict(zip(before, shape, strict=False))
+        sizes |= dict(zip(after[::-1], shape[::-1], strict=False))
+    gone = [label for label in sizes if label not in right and (arrow or left.count(label) > 1)]
+    return math.prod(sizes[label] for label in gone)
