@@ -69,7 +69,7 @@ class ReferenceBackend:
                 f"backend reference computes on the CPU, not on {options.device!r}; use --backend emulator"
             )
         if options.extra:
-            raise InvalidInput(f"backend reference has no options; got {', '.join(options.extra)}")
+            raise InvalidInput(f"backend reference has no options; leave out {', '.join(options.extra)}")
         self._profile = load_profile(options.profile)
 
     def open(self) -> Capabilities:

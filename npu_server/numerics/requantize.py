@@ -55,7 +55,8 @@ def make_multiplier(numerator: Float64Array, denominator: float, rule: Requantiz
     ratio = np.asarray(numerator, np.float64) / denominator
     if not (np.isfinite(ratio).all() and (ratio < 2.0**30).all()):
         raise InvalidInput(
-            f"scale ratio {ratio.max():g} is 2^30 or more; weights or ranges are out of proportion"
+            f"scale ratio {ratio.max():g} is 2^30 or more; weights or ranges are out of proportion; "
+            "calibrate again, and look for weights far larger than the others"
         )
     # float32 engines multiply and divide in float32, in this order.
     factor = (np.asarray(numerator).astype(np.float32) / np.float32(denominator)).astype(np.float32)

@@ -64,7 +64,10 @@ def take_ranges(
         if key.startswith(prefix + _RANGE):
             bounds = state[key].double().flatten().tolist()
             if len(bounds) != 2 or not bounds[0] < bounds[1]:
-                raise InvalidInput(f"checkpoint: '{key}' is {bounds}; expected the two numbers min < max")
+                raise InvalidInput(
+                    f"checkpoint: '{key}' is {bounds}; expected the two numbers min < max; "
+                    "calibrate again in its place"
+                )
             ranges[key.removeprefix(prefix + _RANGE)] = (bounds[0], bounds[1])
     return ranges, keys
 

@@ -39,7 +39,7 @@ class EmulatorBackend:
             InvalidInput: an unknown profile, device or option.
         """
         if options.extra:
-            raise InvalidInput(f"backend emulator has no options; got {', '.join(options.extra)}")
+            raise InvalidInput(f"backend emulator has no options; leave out {', '.join(options.extra)}")
         try:
             self._device = torch.device(options.device)
         except RuntimeError as error:

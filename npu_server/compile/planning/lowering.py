@@ -114,7 +114,9 @@ def lower(
     used = {name for operation in graph.operations for name in operation.inputs}
     entries = [entry for entry in graph.inputs if entry.name in used]
     if not any(isinstance(entry, Entry) or entry.batched for entry in entries):
-        raise UnsupportedModel("no layer reads an input with a batch dimension")
+        raise UnsupportedModel(
+            "no layer reads an input with a batch dimension; the model's input must begin with the batch"
+        )
     quantizations = {
         entry.name: _from_range(entry.name, ranges, profile) for entry in entries if isinstance(entry, Entry)
     }

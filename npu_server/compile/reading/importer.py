@@ -25,6 +25,11 @@ from npu_wire.tensors import MAX_RANK
 
 MAX_ACTIVATION_ELEMENTS = 1 << 26
 
+_REMEDY = (
+    "Write it with other operators, compute it outside of the model, or let the NPU's host run it "
+    "(`unsupported` in its profile)"
+)
+
 
 class _Excess(Exception):
     """More than any machine should be asked for, the host neither."""
@@ -93,8 +98,12 @@ class Importer:
         outputs, operations = self._needed([value.name for value in self._model.graph.output])
         if not operations:
             first = next(iter(self._refusals.values()), None)
-            name = self._model.graph.output[0].name
-            raise first or UnsupportedModel(f"output {name!r} is computed by no layer of the NPU")
+            if isinstance(first, NotCalibrated):
+                raise first
+            why = first or f"output {self._model.graph.output[0].name!r} is computed by no layer of the NPU"
+            raise UnsupportedModel(
+                f"{why}. Nothing is left for the NPU: a model needs an operator that it has"
+            )
         return g.Graph(tuple(self._inputs), outputs, operations)
 
     def _fold(self, node: NodeProto) -> bool:
@@ -223,7 +232,9 @@ class Importer:
                 self.comparisons.discard(name)
             at_host = any(name in self._host.values for name in node.input)
             if not self._rules.takes(node.op_type) and not (at_host and node.op_type in self._handlers):
-                raise
+                if isinstance(error, NotCalibrated):
+                    raise
+                raise UnsupportedModel(f"{error}. {_REMEDY}") from error
             if not at_host:
                 self._refusals[node.output[0]] = error
             self._host.take(node, str(error))
