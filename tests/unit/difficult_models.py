@@ -119,20 +119,33 @@ REFUSED: dict[str, Refused] = {
         UnsupportedModel,
     ),
     "loop over the batch": _unsupported(
-        lambda net, h: torch.stack([sample * 2 for sample in h]), "one size of batch only", r"x\.shape\[0\]"
+        lambda net, h: torch.stack([sample * 2 for sample in h]),
+        "one size of batch only",
+        _PLACE,
+        r"x\.shape\[0\]",
     ),
     "batch of the example": _unsupported(
         lambda net, h: h.view(4, 4, 8, 8), "one size of batch only", _PLACE, r"x\.shape\[0\]"
     ),
     "batch of two": Refused(
         lambda: (Net(lambda net, h: h.view(2, 4, 8, 8)), image(2)),
-        ("one size of batch only", r"x\.shape\[0\]"),
+        ("one size of batch only", _PLACE, r"x\.shape\[0\]"),
         UnsupportedModel,
     ),
     "a row for each sample": Refused(
         lambda: (Net(lambda net, h: h + net.rows, rows=torch.ones(2, 4, 8, 8)), image(2)),
-        ("one size of batch only", r"as many rows as the batch"),
+        ("one size of batch only", _PLACE, r"as many rows as the batch"),
         UnsupportedModel,
+    ),
+    "a convolution of each sample's own": _unsupported(
+        lambda net, h: F.conv2d(
+            h.reshape(1, -1, 8, 8),
+            net.head.weight.new_ones(4, 4, 1, 1).repeat(h.shape[0], 1, 1, 1),
+            groups=h.shape[0],
+        ).reshape(-1, 4, 8, 8),
+        "a convolution's groups",
+        "size of the batch",
+        r"sum\(w\[i\] \* conv\[i\]\(x\)\)",
     ),
     "operator without a translation": _unsupported(
         lambda net, h: torch.linalg.eigvals(h).real.unsqueeze(-1),

@@ -15,7 +15,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from trainer_client.qat.refusal import wants_one_batch_size
+from trainer_client.qat.refusal import tells_line, wants_one_batch_size
 
 _TALKATIVE = ("torch.onnx._internal.exporter._registration", "torch.export._trace", "torch._guards")
 
@@ -39,7 +39,7 @@ def exported(
         dynamic_shapes: the tensors among them that have a batch dimension.
 
     Raises:
-        Exception: whatever PyTorch raises; that of the first attempt, which names places in the model.
+        Exception: whatever PyTorch raises, of the attempt that tells where in the model.
     """
     model = _with_named_keywords(model, kwargs)
     shapes = dynamic_shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
@@ -50,8 +50,8 @@ def exported(
             raise
         try:
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=True)
-        except Exception:  # what a tracer has against a model may be anything
-            raise error from None
+        except Exception as strict:  # what a tracer has against a model may be anything
+            raise (strict if tells_line(strict) else error) from None
 
 
 def promote_subtrahends(program: ExportedProgram) -> None:

@@ -49,6 +49,12 @@ _REASONS = (
         "a weight (a parametrization), torch.nn.utils.parametrize.remove_parametrizations makes it plain",
     ),
     (
+        r"Unsupported attribute type: .*SymbolicTensor",
+        "a constant of an operator, such as a convolution's groups, is computed from the size of the batch",
+        "Weights that are mixed for each sample cannot be on an NPU: mix what they compute instead, "
+        "sum(w[i] * conv[i](x))",
+    ),
+    (
         r"Unsupported (input|output|return) type|pytree|not supported as (an )?output|Unknown type",
         "an input or output is of a type that torch.export does not know",
         "Return tensors, in tuples, lists, dicts, or dataclasses that torch.export.register_dataclass knows",
@@ -108,6 +114,11 @@ def refusal(model: nn.Module, run: Callable[[], Any], stage: str, error: Excepti
 def wants_one_batch_size(error: Exception) -> bool:
     """Whether an exporter's error says that the size of the batch became a constant."""
     return re.search(_ONE_BATCH_SIZE, _text(error)) is not None
+
+
+def tells_line(error: Exception) -> bool:
+    """Whether an exporter's error shows, in its text, the line of the user's code that it is about."""
+    return _told_line(error) is not None
 
 
 def require_determinism(model: nn.Module, graph: fx.GraphModule) -> None:
@@ -180,11 +191,23 @@ def _place(model: nn.Module, error: Exception) -> str:
                 path = list(node.meta["nn_module_stack"].values())[-1][0]
             elif path is not None and _is_users(frame):
                 line = f"{frame.f_code.co_filename}:{number}"
+    line = line or _told_line(error)
     at = (
         "" if path is None else f", in the module {path!r}" if path else f", in {type(model).__name__} itself"
     )
     return at + (f" ({line})" if line else "")
 
 
+def _told_line(error: Exception) -> str | None:
+    """The innermost line of the user's in the stack that the strict tracer writes into its message."""
+    _, _, stack = _text(error).partition("User stack:")
+    lines = re.findall(r'File "([^"]+)", line (\d+)', stack)
+    return next((f"{file}:{number}" for file, number in reversed(lines) if _is_users_file(file)), None)
+
+
 def _is_users(frame: FrameType) -> bool:
-    return not frame.f_code.co_filename.startswith((_TORCH, _OURS, "<"))
+    return _is_users_file(frame.f_code.co_filename)
+
+
+def _is_users_file(name: str) -> bool:
+    return not name.startswith((_TORCH, _OURS, "<"))
