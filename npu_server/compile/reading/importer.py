@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, ValueInfoProto
+from onnx import ModelProto, NodeProto
 
 from npu_server.compile import graph as g
 from npu_server.compile.reading.constants import (
@@ -18,12 +18,11 @@ from npu_server.compile.reading.constants import (
     initializer_arrays,
 )
 from npu_server.compile.reading.host_region import MOVING, HostRegion, Ranges, is_narrow
+from npu_server.compile.reading.inputs import MAX_ACTIVATION_ELEMENTS, no_activation, taken_inputs
+from npu_server.compile.reading.model import live_nodes
 from npu_server.compile.reading.views import View
 from npu_wire.errors import NotCalibrated, NpuError, UnsupportedModel
-from npu_wire.layer_map import WIRE_TYPES, RawSpec
-from npu_wire.tensors import MAX_RANK
-
-MAX_ACTIVATION_ELEMENTS = 1 << 26
+from npu_wire.layer_map import RawSpec
 
 _REMEDY = (
     "Write it with other operators, compute it outside of the model, or let the NPU's host run it "
@@ -91,7 +90,7 @@ class Importer:
             InvalidModel, UnsupportedModel: the message names node, operator and reason.
         """
         self._take_inputs()
-        live = _live_nodes(self._model)
+        live = live_nodes(self._model)
         for node, alive in zip(self._model.graph.node, live, strict=True):
             if alive and not self._fold(node):
                 self._import(node)
@@ -188,15 +187,7 @@ class Importer:
         return None if view is None else view.at(batch)
 
     def _take_inputs(self) -> None:
-        """Float inputs with a batch become activations, others stay what they are.
-
-        Where an input has a first dimension without a size, that is the batch, and an input without one has
-        no batch dimension. Where none has, each first dimension is taken for the batch.
-        """
-        values = [value for value in self._model.graph.input if value.name not in self.constants]
-        free = any(_is_free(value) for value in values)
-        for value in values:
-            taken = _taken(value, batched=_is_free(value) or not free)
+        for value, taken in taken_inputs(self._model, self.constants):
             if isinstance(taken, str):
                 self._unusable[value.name] = taken
                 continue
@@ -211,9 +202,7 @@ class Importer:
                     onnx.helper.make_tensor_type_proto(element, first),
                     onnx.helper.make_tensor_type_proto(element, second),
                 )
-                self._unusable[taken.name] = (
-                    f"input {taken.name!r} must be float32 with batch and 1 to 4 more dimensions"
-                )
+                self._unusable[taken.name] = no_activation(taken.name)
 
     def _import(self, node: NodeProto) -> None:
         """A node becomes operations of the NPU, or else a part of what its host computes."""
@@ -413,42 +402,3 @@ def refuse(node: NodeProto, reason: str) -> UnsupportedModel:
 def attributes(node: NodeProto) -> dict[str, object]:
     """Attributes of a node by name."""
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-
-
-def _is_free(value: ValueInfoProto) -> bool:
-    """Whether an input's first dimension has no size of its own."""
-    dims = value.type.tensor_type.shape.dim
-    return bool(dims) and not dims[0].HasField("dim_value")
-
-
-def _taken(value: ValueInfoProto, batched: bool) -> g.Entry | RawSpec | str:
-    """How an input is taken, or why it cannot be."""
-    tensor = value.type.tensor_type
-    dims = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
-    batched = batched and bool(dims)
-    rest = dims[1:] if batched else dims
-    static = tuple(n for n in rest if n is not None and n > 0)
-    if len(static) != len(rest):
-        return f"input {value.name!r} has shape {dims}; only the batch may be dynamic"
-    if math.prod(static) > MAX_ACTIVATION_ELEMENTS:
-        return f"input {value.name!r} has shape {dims}; {MAX_ACTIVATION_ELEMENTS} numbers at most"
-    if tensor.elem_type == onnx.TensorProto.FLOAT and batched and 1 <= len(static) <= 4:
-        return g.Entry(value.name, static)
-    try:
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-    except KeyError:
-        dtype = np.dtype(object)
-    if dtype not in WIRE_TYPES or len(dims) > MAX_RANK:
-        return f"input {value.name!r} must be float32 with batch and 1 to 4 more dimensions"
-    return RawSpec(value.name, static, dtype, batched)
-
-
-def _live_nodes(model: ModelProto) -> list[bool]:
-    needed = {value.name for value in model.graph.output}
-    live = []
-    for node in reversed(model.graph.node):
-        alive = any(name in needed for name in node.output)
-        if alive:
-            needed.update(node.input)
-        live.append(alive)
-    return live[::-1]

@@ -80,3 +80,15 @@ def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
             yield from (sparse.values, sparse.indices)
         for inner in (attribute.g, *attribute.graphs):
             yield from _tensors(inner)
+
+
+def live_nodes(model: ModelProto) -> list[bool]:
+    """Whether each node leads to an output, in the order of the nodes."""
+    needed = {value.name for value in model.graph.output}
+    live = []
+    for node in reversed(model.graph.node):
+        alive = any(name in needed for name in node.output)
+        if alive:
+            needed.update(node.input)
+        live.append(alive)
+    return live[::-1]

@@ -11,13 +11,13 @@ from onnx import NodeProto
 from npu_server.compile import graph as g
 from npu_server.compile.reading.constants import PROBE_BATCHES
 from npu_server.compile.reading.importer import (
-    MAX_ACTIVATION_ELEMENTS,
     Handler,
     Importer,
     Piece,
     attributes,
     refuse,
 )
+from npu_server.compile.reading.inputs import MAX_ACTIVATION_ELEMENTS
 from npu_server.compile.reading.operators_moving import axis_of, integer, integers, see_as
 from npu_server.compile.reading.resizing import linear_neighbours, nearest_indices, target_sizes
 from npu_server.compile.reading.views import View
