@@ -298,7 +298,10 @@ def open_window(name: str, token: bytes) -> Window:
     """
     if len(name) != _NAME_DIGITS or not set(name) <= set("0123456789abcdef"):
         raise NotShared("the server's offer makes no sense")
-    peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise NotShared(f"this process can open no socket ({error.strerror})") from None
     try:
         peer.settimeout(_HANDSHAKE_S)
         peer.connect("\0" + _NAME + name)

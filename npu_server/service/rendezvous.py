@@ -4,6 +4,7 @@ import logging
 import secrets
 import socket
 import threading
+import time
 
 from npu_wire.shared_memory import (
     SMALLEST_TENSOR,
@@ -18,6 +19,8 @@ from npu_wire.shared_memory import (
 from npu_wire.v1 import npu_pb2
 
 log = logging.getLogger(__name__)
+
+_BREATH_S = 0.2
 
 
 class Rendezvous:
@@ -35,7 +38,11 @@ class Rendezvous:
         self._committed = 0
         self._listener: socket.socket | None = None
         if max_bytes and SUPPORTED:
-            self._listener = listen(self._name)
+            try:
+                self._listener = listen(self._name)
+            except OSError as error:
+                log.warning("no shared memory for clients on this host: no socket (%s)", error.strerror)
+                return
             self._thread = threading.Thread(
                 target=self._serve, args=(self._listener,), name="npu-shared-memory", daemon=True
             )
@@ -80,8 +87,12 @@ class Rendezvous:
         while True:
             try:
                 peer, _ = listener.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if self._listener is None:
+                    return
+                log.warning("a client gets no shared memory: %s", error.strerror)
+                time.sleep(_BREATH_S)  # there are no descriptors left, say
+                continue
             try:
                 self._admit(peer)
             except (OSError, NotShared) as error:

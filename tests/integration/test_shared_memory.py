@@ -23,6 +23,7 @@ from test_held_memory import tensors as tensors_of
 
 from npu_server.app import RunningServer
 from npu_server.seam import BackendOptions
+from npu_server.service import rendezvous
 from npu_wire.layer_map import Int8Array
 from npu_wire.shared_memory import NotShared, open_window
 from npu_wire.v1 import npu_pb2
@@ -162,6 +163,21 @@ def test_nothing_is_shared_unless_both_want_it(start: Start, device: FakeBackend
         session = npu.compile(b"model", RANGES)
         assert not any(map(is_shared, run(session, codes(0))))
         assert session.way == f"{on.address}, tensors in its messages"
+
+
+def test_a_server_that_may_have_no_socket_sends_messages(
+    start: Start, device: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some sandboxes allow none: the server starts, and says so to its client."""
+
+    def refused(name: str) -> socket.socket:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(rendezvous, "listen", refused)
+    with connect(start(device).address) as npu:
+        session = npu.compile(b"model", RANGES)
+        assert not any(map(is_shared, run(session, codes(0))))
+        assert "the server offers no shared memory" in session.way
 
 
 ELSEWHERE = """
