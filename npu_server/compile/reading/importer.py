@@ -19,6 +19,7 @@ from npu_server.compile.reading.constants import (
 )
 from npu_server.compile.reading.host_region import MOVING, HostRegion, Ranges, is_narrow
 from npu_server.compile.reading.inputs import MAX_ACTIVATION_ELEMENTS, no_activation, taken_inputs
+from npu_server.compile.reading.losses import tensors_of_a_loss
 from npu_server.compile.reading.model import live_nodes
 from npu_server.compile.reading.views import View
 from npu_wire.errors import NotCalibrated, NpuError, UnsupportedModel
@@ -80,6 +81,7 @@ class Importer:
         self.comparisons: set[str] = set()
         self._refusals: dict[str, NpuError] = {}
         self._of_masks: set[str] = set()
+        self._of_losses: set[str] = set()
         self._computed: dict[str, g.Operation] = {}
         self._host = HostRegion(model, self.constants, self._views, self._raw_types, self._is_comparison)
 
@@ -121,6 +123,13 @@ class Importer:
         names = [name for name in names if name not in self.constants]
         own = [self._views[n].name for n in names if n in self._views and not self._is_of_host(n)]
         tail = [name for name in names if name not in self._views or self._is_of_host(name)]
+        outputs, operations = self._settled(own, tail)
+        entries = [entry.name for entry in self._inputs if isinstance(entry, g.Entry)]
+        self._of_losses = tensors_of_a_loss(operations, entries, own)
+        return self._settled(own, tail) if self._of_losses else (outputs, operations)
+
+    def _settled(self, own: list[str], tail: list[str]) -> tuple[tuple[str, ...], tuple[g.Operation, ...]]:
+        """The tensors `own`, and those that the values `tail` follow from; and their operations."""
         outputs: tuple[str, ...] = ()
         operations: tuple[g.Operation, ...] = ()
         for _ in range(3):  # a tail may begin with what a host part has yielded; that settles at once
@@ -139,6 +148,8 @@ class Importer:
             if self._is_of_host(name) and self._origin(name) not in there:
                 return False
             tensor = self._views[name].name
+            if tensor in self._of_losses:
+                return False
             return tensor not in self.comparisons and (known is None or tensor in known)
 
         return [view.name for view in self._host.trace(names, stops).views.values()]
