@@ -9,6 +9,9 @@ PROTO_OUT ?= .
 # judges and networks whose packages ask for other versions than they need: torchvision, an old numpy
 WITHOUT_DEPENDENCIES := geffnet==1.0.2 tosa-tools==2026.8.0
 
+# nearly every test computes on one core, and there are two; a file's tests share servers and networks
+PARALLEL := --numprocesses 2 --dist loadfile
+
 .PHONY: install demo test test-slow test-wheel conformance mutations breadth fuzz-wire soak lint proto clean
 
 install: $(VENV)/.dev
@@ -27,10 +30,10 @@ demo: $(VENV)/.both
 	$(BIN)/npu-trainer demo
 
 test: install
-	$(BIN)/python -m tests.halves -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
 
 test-slow: install
-	$(BIN)/python -m tests.halves -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL) -m slow
 
 # The built wheel in four clean environments: each command works there, or names its install line.
 test-wheel:
