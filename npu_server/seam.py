@@ -82,6 +82,9 @@ class Program(Protocol):
     def load_weights(self, tensors: Mapping[str, Float32Array]) -> None:
         """Replaces some FP32 initializers, all or nothing; the others keep their value.
 
+        Args:
+            tensors: from now on the program's, to keep without a copy; nobody writes to them any more.
+
         Raises:
             InvalidInput: unknown name, other shape than compiled.
             NonFiniteInput: NaN or infinity in a tensor.
@@ -111,14 +114,63 @@ class Program(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Awaited:
+    """What a forward pass yields in the place of a layer whose weights have not come.
+
+    Attributes:
+        layer: position in `Program.layer_map.layers`.
+    """
+
+    layer: int
+
+
+class WeightsOnTheWay(Protocol):
+    """New weights of a program, coming one by one. Dropped before `finish`, they have changed nothing."""
+
+    def take(self, name: str, array: Float32Array) -> Iterator[None]:
+        """Takes one of them, and prepares the layers that lack no other; control comes back after each.
+
+        Args:
+            name: of the initializer.
+            array: its new value; from now on the program's, to keep without a copy.
+
+        Raises:
+            InvalidInput, NonFiniteInput: as `Program.load_weights`; these weights are of no use then.
+        """
+        ...
+
+    def forward(
+        self, inputs: Mapping[str, Array], taps: Collection[int]
+    ) -> Iterator[LayerTensor | Awaited | None]:
+        """`Program.forward` with these weights, before or after `finish`.
+
+        Where the next layer's weights lack a tensor it yields `Awaited`, again and again until `take` has
+        brought it.
+        """
+        ...
+
+    def finish(self) -> None:
+        """Makes them the weights of the program, once the last tensor has been taken.
+
+        Raises:
+            InvalidInput, NonFiniteInput: as `Program.load_weights`.
+        """
+        ...
+
+
 @runtime_checkable
-class LoadsInSteps(Protocol):
-    """An extra ability of a program whose weights take long to prepare: others' work goes on in between."""
+class LoadsInOrder(Protocol):
+    """An extra ability of a program: it prepares layer by layer, and computes the first ones meanwhile.
 
-    def load_weights_in_steps(self, tensors: Mapping[str, Float32Array]) -> Iterator[None]:
-        """`Program.load_weights`, giving control back now and then.
+    For a program without it, which takes weights whole, the service gathers them.
+    """
 
-        The weights change when the iterator ends; when it is dropped before, nothing has changed.
+    def begin_weights(self, names: Collection[str]) -> WeightsOnTheWay:
+        """Begins an update of these initializers, all of which will be taken, in any order; one at a time.
+
+        Raises:
+            InvalidInput: a name that is none of `Program.parameters`.
         """
         ...
 

@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 
 from npu_wire.errors import InvalidInput
-from npu_wire.layer_map import NUMPY_TYPES, WIRE_TYPES, Array, InputSpec, MemoryLayout, TensorSpec
+from npu_wire.layer_map import (
+    NUMPY_TYPES,
+    WIRE_TYPES,
+    Array,
+    Float32Array,
+    InputSpec,
+    MemoryLayout,
+    TensorSpec,
+)
 from npu_wire.v1 import tensor_pb2
 
 CHUNK_BYTES = 2 * 2**20
@@ -131,6 +139,12 @@ def check_inputs(specs: Sequence[InputSpec], inputs: Mapping[str, Array], max_ba
     if not 1 <= samples <= max_batch:
         raise InvalidInput(f"the batch has {samples} samples; this NPU takes 1 to {max_batch}")
     return samples
+
+
+def is_finite(array: Float32Array) -> bool:
+    """Whether no element is NaN or infinite; usually by their sum, which is neither then."""
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
 
 
 class OutgoingTensor:

@@ -198,6 +198,7 @@ def _compile_requests(model: bytes, ranges: Ranges) -> Iterator[npu_pb2.CompileR
 
 
 def _weight_requests(version: int, tensors: Mapping[str, Float32Array]) -> Iterator[npu_pb2.ForwardRequest]:
+    yield npu_pb2.ForwardRequest(update=npu_pb2.WeightUpdate(weights_version=version, names=tensors))
     for name, array in tensors.items():
         outgoing = OutgoingTensor(name, np.asarray(array))
         for offset in outgoing.offsets():
@@ -205,4 +206,3 @@ def _weight_requests(version: int, tensors: Mapping[str, Float32Array]) -> Itera
             request.weight.weights_version = version
             outgoing.write(request.weight.chunk, offset)
             yield request
-    yield npu_pb2.ForwardRequest(commit=npu_pb2.WeightCommit(weights_version=version))

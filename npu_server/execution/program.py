@@ -2,9 +2,8 @@
 
 import time
 from collections.abc import Collection, Generator, Iterator, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
-import numpy as np
 from onnx import ModelProto
 
 from npu_server.compile.graph import Graph, HostPart
@@ -18,10 +17,10 @@ from npu_server.compile.reading.operators import import_model
 from npu_server.execution.host_part import open_part, refuse_mixed_samples
 from npu_server.execution.slices import samples_at_once
 from npu_server.numerics.profile import Profile
-from npu_server.seam import LayerTensor, Ranges
+from npu_server.seam import Awaited, LayerTensor, Ranges
 from npu_wire.errors import DeviceFault, InvalidInput, NonFiniteInput, NpuError
 from npu_wire.layer_map import Array, Float32Array, Int8Array, LayerMap, MemoryLayout
-from npu_wire.tensors import check_inputs
+from npu_wire.tensors import check_inputs, is_finite
 
 Tensor = TypeVar("Tensor")
 Packed = TypeVar("Packed")
@@ -55,6 +54,10 @@ class Kernels(Protocol[Tensor, Packed]):
         ...
 
 
+_PreparedLayers = list[tuple[Layer, Any] | None]
+"""Each layer with its packed weights; None: they have not all come."""
+
+
 class CompiledProgram:
     """A `npu_server.seam.Program` on some kernels."""
 
@@ -75,7 +78,7 @@ class CompiledProgram:
         self._profile = profile
         self._kernels = kernels
         self._max_batch = max_batch
-        self._packed = [self._pack(layer, constants) for layer in plan.layers]
+        self._packed: _PreparedLayers = [self._pack(layer, constants) for layer in plan.layers]
         self._last_use = _last_uses(plan)
         self._at_once = [samples_at_once(x, plan.layer_map, kernels.work_at_once) for x in plan.layers]
         names = {name for layer in plan.layers for name in layer.spec.parameters}
@@ -98,21 +101,21 @@ class CompiledProgram:
             InvalidInput: a name that no layer derives from, another shape or dtype than compiled.
             NonFiniteInput: NaN or infinity.
         """
-        for _ in self.load_weights_in_steps(tensors):
-            pass
-
-    def load_weights_in_steps(self, tensors: Mapping[str, Float32Array]) -> Iterator[None]:
-        """`load_weights`, layer by layer; see `npu_server.seam.LoadsInSteps`."""
+        weights = self.begin_weights(tensors)
         for name, array in tensors.items():
-            self._check(name, array)
-        constants = self._constants.replace({name: array.copy() for name, array in tensors.items()})
-        fresh = {}
-        for i, layer in enumerate(self._plan.layers):
-            if not tensors.keys().isdisjoint(layer.spec.parameters):
-                fresh[i] = self._pack(layer, constants)
-                yield
-        self._constants = constants
-        self._packed = [fresh.get(i, packed) for i, packed in enumerate(self._packed)]
+            for _ in weights.take(name, array):
+                pass
+        weights.finish()
+
+    def begin_weights(self, names: Collection[str]) -> "_Incoming":
+        """Weights that come tensor by tensor; see `npu_server.seam.LoadsInOrder`.
+
+        Raises:
+            InvalidInput: a name that no layer derives from.
+        """
+        for name in names:
+            self._check_name(name)
+        return _Incoming(self, names)
 
     def forward(self, inputs: Mapping[str, Array], taps: Collection[int]) -> Iterator[LayerTensor | None]:
         """Runs one batch; see `npu_server.seam.Program.forward`.
@@ -124,19 +127,26 @@ class CompiledProgram:
                 does not exist.
             DeviceFault: the program is closed.
         """
+        return cast(Iterator[LayerTensor | None], self._start(inputs, taps, self._packed))  # none is awaited
+
+    def _start(
+        self, inputs: Mapping[str, Array], taps: Collection[int], packed: _PreparedLayers
+    ) -> Iterator[LayerTensor | Awaited | None]:
         samples = self._check_batch(inputs, taps)
-        return self._run(inputs, samples, self.layer_map.output_layers.union(taps), self._packed)
+        return self._run(inputs, samples, self.layer_map.output_layers.union(taps), packed)
 
     def _run(
-        self, inputs: Mapping[str, Array], samples: int, wanted: frozenset[int], packed: list[Any]
-    ) -> Iterator[LayerTensor | None]:
+        self, inputs: Mapping[str, Array], samples: int, wanted: frozenset[int], packed: _PreparedLayers
+    ) -> Iterator[LayerTensor | Awaited | None]:
         held: dict[str, Any] = dict(inputs)
         for spec in self.layer_map.quantized_inputs:
             held[spec.name] = self._kernels.load(held[spec.name])
         for i, layer in enumerate(self._plan.layers):
+            while (ready := packed[i]) is None:
+                yield Awaited(i)
             start_ns = time.monotonic_ns()
             name, sources = layer.spec.name, layer.spec.inputs
-            tensor = yield from self._execute(i, packed[i], [held[source] for source in sources], samples)
+            tensor = yield from self._execute(i, ready, [held[source] for source in sources], samples)
             for source in set(sources):
                 if self._last_use[source] == i:
                     del held[source]
@@ -168,16 +178,19 @@ class CompiledProgram:
         layer = with_bounds_of_now(layer, constants, self._profile)
         return layer, self._kernels.pack(layer, prepare(layer, constants, self._profile))
 
-    def _check(self, name: str, array: Float32Array) -> None:
+    def _check_name(self, name: str) -> None:
         if name not in self._parameters:
             raise InvalidInput(f"weights {name!r}: no layer of this program derives from such an initializer")
+
+    def _check(self, name: str, array: Float32Array) -> None:
+        self._check_name(name)
         expected = self._constants.array(name)
         if array.dtype != expected.dtype or array.shape != expected.shape:
             raise InvalidInput(
                 f"weights {name!r}: {array.dtype} of shape {array.shape}; compiled with {expected.dtype} of "
                 f"shape {expected.shape}"
             )
-        if not np.isfinite(array).all():
+        if not is_finite(array):
             raise NonFiniteInput(f"weights {name!r} hold NaN or infinity; training has diverged")
 
     def _check_batch(self, inputs: Mapping[str, Array], taps: Collection[int]) -> int:
@@ -189,6 +202,48 @@ class CompiledProgram:
             if not 0 <= tap < len(self._plan.layers):
                 raise InvalidInput(f"tap {tap}: the program has layers 0 to {len(self._plan.layers) - 1}")
         return samples
+
+
+class _Incoming:
+    """New weights on top of those of a program; see `npu_server.seam.WeightsOnTheWay`."""
+
+    def __init__(self, program: CompiledProgram, names: Collection[str]) -> None:
+        self._program = program
+        self._due = set(names)
+        self._constants = program._constants.branch()
+        self._layers_of: dict[str, list[int]] = {name: [] for name in names}
+        self._lacking: dict[int, int] = {}
+        for i, layer in enumerate(program._plan.layers):
+            lacking = self._due.intersection(layer.spec.parameters)
+            if lacking:
+                self._lacking[i] = len(lacking)
+            for name in lacking:
+                self._layers_of[name].append(i)
+        self._packed: _PreparedLayers = [
+            None if i in self._lacking else packed for i, packed in enumerate(program._packed)
+        ]
+
+    def take(self, name: str, array: Float32Array) -> Iterator[None]:
+        """Takes a tensor and prepares the layers that lack no other."""
+        self._program._check(name, array)
+        self._due.remove(name)
+        self._constants.take(name, array, self._due)
+        for i in self._layers_of[name]:
+            self._lacking[i] -= 1
+            if not self._lacking[i]:
+                self._packed[i] = self._program._pack(self._program._plan.layers[i], self._constants)
+                yield
+
+    def forward(
+        self, inputs: Mapping[str, Array], taps: Collection[int]
+    ) -> Iterator[LayerTensor | Awaited | None]:
+        """Runs a batch with these weights, as far as they are there."""
+        return self._program._start(inputs, taps, self._packed)
+
+    def finish(self) -> None:
+        """Makes them the program's."""
+        assert not self._due, f"{sorted(self._due)} have not come"
+        self._program._constants, self._program._packed = self._constants, self._packed
 
 
 def compile_program(

@@ -6,28 +6,26 @@ in it is booked, and a batch stops between two layers while there is no room for
 its own share of memory and never holds up the device.
 """
 
-import contextlib
-import inspect
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import grpc
 import numpy as np
 
-from npu_server.seam import LayerTensor, LoadsInSteps
+from npu_server.seam import Awaited, LayerTensor
+from npu_server.service.agenda import Agenda, Job
 from npu_server.service.device import Device
-from npu_server.service.intake import Batch, Intake, WeightUpdate
+from npu_server.service.intake import Batch, Intake, UpdateBegun, Weights
+from npu_server.service.loading import Loading
 from npu_server.service.outbox import Outbox
 from npu_server.service.quotas import Ledger, Limits
 from npu_server.service.rendezvous import StreamMemory
 from npu_server.service.requests import Requests
 from npu_server.service.sessions import Session
 from npu_server.service.stalls import StallWatch
-from npu_server.service.worker import Steps, one_step
 from npu_server.telemetry import Telemetry
 from npu_wire.errors import (
     DeviceFault,
@@ -62,6 +60,7 @@ class _Loaded:
 class _Tensor:
     batch: Batch
     tensor: LayerTensor
+    weights_version: int
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,20 @@ _Answer = _Attached | _Loaded | _Tensor | _Done
 
 Answer = npu_pb2.ForwardResponse | Slice
 """What is sent."""
+
+
+@dataclass(frozen=True)
+class _Queued:
+    batch: Batch
+    since_ns: int
+
+
+@dataclass(frozen=True)
+class _End:
+    error: NpuError | None
+
+
+_Item = Loading | _Queued | _End
 
 
 class ForwardStream:
@@ -116,8 +129,8 @@ class ForwardStream:
         self._lock = threading.Lock()
         self._in_flight = 0
         self._unread = 0
-        self._jobs: deque[Steps[None]] = deque()
-        self._paused = False
+        self._agenda: Agenda[_Item] = Agenda(device.worker, session.session_id, self)
+        self._loading: Loading | None = None  # whose tensors are on their way
         # Blocks the reader, and so by flow control the client, while this many updates wait for the device.
         self._update_slots = threading.BoundedSemaphore(limits.max_in_flight)
 
@@ -149,9 +162,11 @@ class ForwardStream:
         self._hang_up()
 
     def finish(self, error: NpuError | None) -> None:
-        """Ends the stream after the jobs that are queued."""
+        """Ends the stream after what is queued; an update that is not complete never will be."""
+        if self._loading is not None:
+            self._loading.abandon(error)
         try:
-            self._submit(one_step(lambda: self._end(error)))
+            self._agenda.add(_End(error))
         except ServerUnavailable as closed:
             self._end(error or closed)
 
@@ -163,37 +178,17 @@ class ForwardStream:
     def _stop(self) -> None:
         """Takes no more from the device, which stops at the next layer."""
         self._ended.set()
-        with self._lock:
-            dropped, self._jobs = self._jobs, deque()
-        for job in dropped:
-            if inspect.getgeneratorstate(job) == inspect.GEN_SUSPENDED:
-                with contextlib.suppress(ServerUnavailable):
-                    self._worker.submit(self._session.session_id, job.close)  # it is the device's to end
+        self._agenda.stop()
 
-    def _submit(self, job: Steps[None]) -> None:
-        with self._lock:
-            if self._ended.is_set():
-                return
-            self._jobs.append(job)
-        self._worker.submit_steps(self._session.session_id, self._turn())
-
-    def _turn(self) -> Steps[None]:
-        """The stream's next job, or the rest of one, as far as there is room for its answers."""
-        with self._lock:
-            self._paused = self._is_crowded()
-            if self._paused or not self._jobs:
-                return
-            job = self._jobs.popleft()
+    def perform(self, item: _Item) -> Job:
+        """Works on an update, a batch, or the stream's end; see `npu_server.service.agenda`."""
         try:
-            for _ in job:
-                yield
-                with self._lock:
-                    if self._ended.is_set():
-                        return
-                    self._paused = self._is_crowded()
-                    if self._paused:
-                        self._jobs.appendleft(job)
-                        return
+            if isinstance(item, Loading):
+                yield from self._load(item)
+            elif isinstance(item, _Queued):
+                yield from self._compute(item, None)
+            else:
+                self._end(item.error)
         except NpuError as error:
             self._end(error)
         except Exception:
@@ -202,29 +197,25 @@ class ForwardStream:
                 DeviceFault("the device failed while it worked on this session; the server's log says why")
             )
 
-    def _is_crowded(self) -> bool:
+    def is_crowded(self) -> bool:
         """Whether answers lie unread and there is no room for more; one layer's always have room."""
         return self._unread > 0 and (
             self._unread >= self._limits.max_session_bytes or self._ledger.is_crowded()
         )
 
-    def _put(self, batch: Batch, tensor: LayerTensor) -> None:
+    def _put(self, batch: Batch, tensor: LayerTensor, weights_version: int) -> None:
         size = tensor.data.nbytes
         with self._lock:
             self._unread += size
         self._ledger.add(size)
-        self._outbox.put(_Tensor(batch, tensor))
+        self._outbox.put(_Tensor(batch, tensor, weights_version))
 
     def _has_been_read(self, size: int) -> None:
         self._ledger.give(size)
         with self._lock:
             self._unread -= size
-            if not self._paused or self._is_crowded():
-                return
-            self._paused, waiting = False, len(self._jobs)
         try:
-            for _ in range(waiting):
-                self._worker.submit_steps(self._session.session_id, self._turn())
+            self._agenda.wake()
         except ServerUnavailable as closed:
             self._end(closed)
 
@@ -244,8 +235,12 @@ class ForwardStream:
                 self._telemetry.received(intake.size)
                 if not self._ledger.take(intake.size):
                     return
-                if isinstance(work, WeightUpdate):
-                    self._queue_update(work)
+                if isinstance(work, UpdateBegun):
+                    self._begin_update(work)
+                elif isinstance(work, Weights):
+                    assert self._loading is not None
+                    self._loading.put(work.tensors)
+                    self._agenda.wake()
                 elif isinstance(work, Batch):
                     self._queue_batch(work)
             self.finish(None)
@@ -281,27 +276,35 @@ class ForwardStream:
         parameters, largest = session.program.parameters, self._limits.max_session_bytes
         return Intake(session.layer_map, parameters, self._max_batch, largest, current)
 
-    def _queue_update(self, update: WeightUpdate) -> None:
+    def _begin_update(self, update: UpdateBegun) -> None:
         while not self._update_slots.acquire(timeout=1.0):
             if self._ended.is_set():
                 return
+        self._loading = Loading(update.weights_version, update.names)
+        self._agenda.add(self._loading)
 
-        self._submit(self._load(update))
+    def _load(self, update: Loading) -> Job:
+        """Loads weights as they come, and does a batch that waits for them meanwhile."""
+        update.begin(self._session.program)
+        while not update.loaded:
+            queued = self._agenda.take(_Queued)
+            if queued is not None:
+                yield from self._compute(queued, update)
+            elif update.is_given_up:
+                return
+            else:
+                yield from self._take_weight(update)
 
-    def _load(self, update: WeightUpdate) -> Steps[None]:
-        """Loads weights, step by step where the program can."""
-        watch, program = _Stopwatch(), self._session.program
-        if isinstance(program, LoadsInSteps):
-            for _ in program.load_weights_in_steps(update.tensors):
-                watch.stop()
-                yield
-                watch.go_on()
-        else:
-            program.load_weights(update.tensors)
-        self._session.weights_version = update.weights_version
-        self._update_slots.release()
-        self._ledger.give(update.nbytes)
-        self._outbox.put(_Loaded(update.weights_version, watch.stop()))
+    def _take_weight(self, update: Loading) -> Job:
+        """Takes the next tensor of an update, or waits for it."""
+        if not update.has_arrived:
+            yield True
+            return
+        self._ledger.give((yield from update.take()))
+        if update.loaded:
+            self._session.weights_version = update.version
+            self._update_slots.release()
+            self._outbox.put(_Loaded(update.version, update.duration_ns))
 
     def _queue_batch(self, batch: Batch) -> None:
         with self._lock:
@@ -311,19 +314,41 @@ class ForwardStream:
                     f"this server allows {self._limits.max_in_flight} in flight"
                 )
             self._in_flight += 1
-        queued = time.monotonic_ns()
-        self._submit(self._compute(batch, queued))
+        self._agenda.add(_Queued(batch, time.monotonic_ns()))
 
-    def _compute(self, batch: Batch, queued: int) -> Steps[None]:
-        """Runs a batch, a layer a step."""
-        queued_ns, watch = time.monotonic_ns() - queued, _Stopwatch()
-        for tensor in self._session.program.forward(batch.inputs, batch.wanted):
-            if tensor is not None:
-                self._check(batch, tensor)
-                self._telemetry.layer(self._session.latency[tensor.layer], tensor.end_ns - tensor.start_ns)
-                self._put(batch, tensor)
+    def _compute(self, queued: _Queued, update: Loading | None) -> Job:
+        """Runs a batch, a layer a step, with the session's weights or those of an update on its way."""
+        batch, watch = queued.batch, _Stopwatch()
+        queued_ns = time.monotonic_ns() - queued.since_ns
+        weights = self._session.program if update is None else update
+        version = self._session.weights_version if update is None else update.version
+        if version != batch.weights_version:
+            raise DeviceFault(f"batch {batch.batch_id} met weights version {version} at the device")
+        tensors = weights.forward(batch.inputs, batch.wanted)
+        while True:
+            try:
+                tensor = next(tensors)
+                if isinstance(tensor, LayerTensor):
+                    self._check(batch, tensor)
+            except StopIteration:
+                break
+            except Exception:
+                # The update came first, and so do its answer and whatever the device has against it.
+                while update is not None and not (update.loaded or update.is_given_up):
+                    yield from self._take_weight(update)
+                raise
             watch.stop()
-            yield
+            if isinstance(tensor, Awaited):
+                assert update is not None
+                if update.is_given_up:
+                    raise update.why_given_up()
+                yield from self._take_weight(update)
+            else:
+                if tensor is not None:
+                    latency = self._session.latency[tensor.layer]
+                    self._telemetry.layer(latency, tensor.end_ns - tensor.start_ns)
+                    self._put(batch, tensor, version)
+                yield False
             watch.go_on()
         device_ns = watch.stop()
         self._session.batches += 1
@@ -344,7 +369,7 @@ class ForwardStream:
 
     def _encode(self, answer: _Answer) -> Iterator[Answer]:
         if isinstance(answer, _Tensor):
-            yield from self._encode_tensor(answer.batch, answer.tensor)
+            yield from self._encode_tensor(answer)
             return
         response = npu_pb2.ForwardResponse(profile_hash=self._profile_hash)
         if isinstance(answer, _Attached):
@@ -364,14 +389,15 @@ class ForwardStream:
             response.done.device_ns = answer.device_ns
         yield response
 
-    def _encode_tensor(self, batch: Batch, tensor: LayerTensor) -> Iterator[Answer]:
+    def _encode_tensor(self, answer: _Tensor) -> Iterator[Answer]:
+        batch, tensor = answer.batch, answer.tensor
         spec = self._session.layer_map.layers[tensor.layer].output
         outgoing = OutgoingTensor(spec.name, tensor.data, spec.layout)
         slot = self._shared.place(outgoing.raw)
         for offset in outgoing.offsets() if slot is None else (0,):
             response = npu_pb2.ForwardResponse(
                 profile_hash=self._profile_hash,
-                weights_version=batch.weights_version,
+                weights_version=answer.weights_version,
                 batch_id=batch.batch_id,
             )
             carrier = npu_pb2.LayerTensor(layer=tensor.layer, start_ns=tensor.start_ns, end_ns=tensor.end_ns)

@@ -50,13 +50,20 @@ class DeviceWorker:
         """
         return self.submit_steps(session_id, one_step(job))
 
-    def submit_steps(self, session_id: str, steps: Steps[T]) -> "Future[T]":
+    def submit_steps(
+        self, session_id: str, steps: Steps[T], waiting: Callable[[], int] | None = None
+    ) -> "Future[T]":
         """Queues a job of many steps behind the session's earlier ones.
+
+        Args:
+            session_id: whose turns it takes.
+            steps: the job.
+            waiting: for one that does many things in turn: how many it has not begun.
 
         Raises:
             ServerUnavailable: the worker is closed.
         """
-        job = _Job(steps)
+        job = _Job(steps, waiting)
         with self._changed:
             if self._closing:
                 raise ServerUnavailable(_CLOSED)
@@ -70,7 +77,7 @@ class DeviceWorker:
     def depth(self) -> int:
         """Jobs that wait for their first step."""
         with self._changed:
-            return sum(not job.begun for queue in self._queues.values() for job in queue)
+            return sum(job.depth() for queue in self._queues.values() for job in queue)
 
     def close(self, timeout_s: float, last: Callable[[], object] | None = None) -> bool:
         """Refuses new jobs, finishes the queued ones and, after all of them, `last`.
@@ -129,8 +136,13 @@ class DeviceWorker:
 @dataclass(eq=False)
 class _Job:
     steps: Steps[Any]
+    waiting: Callable[[], int] | None
     future: "Future[Any]" = field(default_factory=Future)
     begun: bool = False
+
+    def depth(self) -> int:
+        """What of it waits to be begun."""
+        return self.waiting() if self.waiting is not None else not self.begun
 
     def step(self) -> bool:
         """Runs the next step and tells whether it was the last one."""

@@ -27,7 +27,7 @@ from npu_wire.v1 import program_pb2 as npu__wire_dot_v1_dot_program__pb2
 from npu_wire.v1 import tensor_pb2 as npu__wire_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15npu_wire/v1/npu.proto\x12\x0bnpu_wire.v1\x1a\x18npu_wire/v1/device.proto\x1a\x19npu_wire/v1/program.proto\x1a\x18npu_wire/v1/tensor.proto\"\x11\n\x0f\x44\x65scribeRequest\"\xaf\x01\n\x10\x44\x65scribeResponse\x12-\n\x0b\x66ingerprint\x18\x01 \x01(\x0b\x32\x18.npu_wire.v1.Fingerprint\x12/\n\x0c\x63\x61pabilities\x18\x02 \x01(\x0b\x32\x19.npu_wire.v1.Capabilities\x12#\n\x06limits\x18\x03 \x01(\x0b\x32\x13.npu_wire.v1.Limits\x12\x16\n\x0eserver_time_ns\x18\x04 \x01(\x04\"R\n\rCompileHeader\x12\x13\n\x0bmodel_bytes\x18\x01 \x01(\x04\x12,\n\x06ranges\x18\x02 \x03(\x0b\x32\x1c.npu_wire.v1.ActivationRange\"]\n\x0e\x43ompileRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.npu_wire.v1.CompileHeaderH\x00\x12\x15\n\x0bmodel_chunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04kind\"\xad\x01\n\x0f\x43ompileResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x14\n\x0cprofile_hash\x18\x02 \x01(\t\x12\x0f\n\x07lease_s\x18\x03 \x01(\x01\x12&\n\x06inputs\x18\x04 \x03(\x0b\x32\x16.npu_wire.v1.InputSpec\x12&\n\x06layers\x18\x05 \x03(\x0b\x32\x16.npu_wire.v1.LayerSpec\x12\x0f\n\x07outputs\x18\x06 \x03(\t\"3\n\x06\x41ttach\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x15\n\rshared_memory\x18\x02 \x01(\x08\"O\n\x0bWeightChunk\x12\x17\n\x0fweights_version\x18\x01 \x01(\x04\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x18.npu_wire.v1.TensorChunk\"\'\n\x0cWeightCommit\x12\x17\n\x0fweights_version\x18\x01 \x01(\x04\"n\n\nBatchChunk\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12\x17\n\x0fweights_version\x18\x02 \x01(\x04\x12\'\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x18.npu_wire.v1.TensorChunk\x12\x0c\n\x04taps\x18\x04 \x03(\r\"\xc2\x01\n\x0e\x46orwardRequest\x12%\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x13.npu_wire.v1.AttachH\x00\x12*\n\x06weight\x18\x02 \x01(\x0b\x32\x18.npu_wire.v1.WeightChunkH\x00\x12+\n\x06\x63ommit\x18\x03 \x01(\x0b\x32\x19.npu_wire.v1.WeightCommitH\x00\x12(\n\x05\x62\x61tch\x18\x04 \x01(\x0b\x32\x17.npu_wire.v1.BatchChunkH\x00\x42\x06\n\x04kind\"2\n\x11SharedMemoryOffer\x12\x0e\n\x06socket\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\"Z\n\x08\x41ttached\x12\x17\n\x0fweights_version\x18\x01 \x01(\x04\x12\x35\n\rshared_memory\x18\x02 \x01(\x0b\x32\x1e.npu_wire.v1.SharedMemoryOffer\"$\n\rWeightsLoaded\x12\x13\n\x0b\x64uration_ns\x18\x01 \x01(\x04\";\n\x0bSharedSlice\x12\x0c\n\x04slot\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\"\x91\x01\n\x0bLayerTensor\x12\r\n\x05layer\x18\x01 \x01(\r\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x18.npu_wire.v1.TensorChunk\x12\x10\n\x08start_ns\x18\x03 \x01(\x04\x12\x0e\n\x06\x65nd_ns\x18\x04 \x01(\x04\x12(\n\x06shared\x18\x05 \x01(\x0b\x32\x18.npu_wire.v1.SharedSlice\"1\n\tBatchDone\x12\x11\n\tqueued_ns\x18\x01 \x01(\x04\x12\x11\n\tdevice_ns\x18\x02 \x01(\x04\"\x8f\x02\n\x0f\x46orwardResponse\x12\x14\n\x0cprofile_hash\x18\x01 \x01(\t\x12\x17\n\x0fweights_version\x18\x02 \x01(\x04\x12\x10\n\x08\x62\x61tch_id\x18\x03 \x01(\x04\x12)\n\x08\x61ttached\x18\x04 \x01(\x0b\x32\x15.npu_wire.v1.AttachedH\x00\x12\x34\n\x0eweights_loaded\x18\x05 \x01(\x0b\x32\x1a.npu_wire.v1.WeightsLoadedH\x00\x12*\n\x06tensor\x18\x06 \x01(\x0b\x32\x18.npu_wire.v1.LayerTensorH\x00\x12&\n\x04\x64one\x18\x07 \x01(\x0b\x32\x16.npu_wire.v1.BatchDoneH\x00\x42\x06\n\x04kind\"&\n\x10KeepAliveRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"$\n\x11KeepAliveResponse\x12\x0f\n\x07lease_s\x18\x01 \x01(\x01\"$\n\x0eReleaseRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x11\n\x0fReleaseResponse2\xf9\x02\n\nNpuService\x12G\n\x08\x44\x65scribe\x12\x1c.npu_wire.v1.DescribeRequest\x1a\x1d.npu_wire.v1.DescribeResponse\x12\x46\n\x07\x43ompile\x12\x1b.npu_wire.v1.CompileRequest\x1a\x1c.npu_wire.v1.CompileResponse(\x01\x12H\n\x07\x46orward\x12\x1b.npu_wire.v1.ForwardRequest\x1a\x1c.npu_wire.v1.ForwardResponse(\x01\x30\x01\x12J\n\tKeepAlive\x12\x1d.npu_wire.v1.KeepAliveRequest\x1a\x1e.npu_wire.v1.KeepAliveResponse\x12\x44\n\x07Release\x12\x1b.npu_wire.v1.ReleaseRequest\x1a\x1c.npu_wire.v1.ReleaseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15npu_wire/v1/npu.proto\x12\x0bnpu_wire.v1\x1a\x18npu_wire/v1/device.proto\x1a\x19npu_wire/v1/program.proto\x1a\x18npu_wire/v1/tensor.proto\"\x11\n\x0f\x44\x65scribeRequest\"\xaf\x01\n\x10\x44\x65scribeResponse\x12-\n\x0b\x66ingerprint\x18\x01 \x01(\x0b\x32\x18.npu_wire.v1.Fingerprint\x12/\n\x0c\x63\x61pabilities\x18\x02 \x01(\x0b\x32\x19.npu_wire.v1.Capabilities\x12#\n\x06limits\x18\x03 \x01(\x0b\x32\x13.npu_wire.v1.Limits\x12\x16\n\x0eserver_time_ns\x18\x04 \x01(\x04\"R\n\rCompileHeader\x12\x13\n\x0bmodel_bytes\x18\x01 \x01(\x04\x12,\n\x06ranges\x18\x02 \x03(\x0b\x32\x1c.npu_wire.v1.ActivationRange\"]\n\x0e\x43ompileRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.npu_wire.v1.CompileHeaderH\x00\x12\x15\n\x0bmodel_chunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04kind\"\xad\x01\n\x0f\x43ompileResponse\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x14\n\x0cprofile_hash\x18\x02 \x01(\t\x12\x0f\n\x07lease_s\x18\x03 \x01(\x01\x12&\n\x06inputs\x18\x04 \x03(\x0b\x32\x16.npu_wire.v1.InputSpec\x12&\n\x06layers\x18\x05 \x03(\x0b\x32\x16.npu_wire.v1.LayerSpec\x12\x0f\n\x07outputs\x18\x06 \x03(\t\"3\n\x06\x41ttach\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x15\n\rshared_memory\x18\x02 \x01(\x08\"6\n\x0cWeightUpdate\x12\x17\n\x0fweights_version\x18\x01 \x01(\x04\x12\r\n\x05names\x18\x02 \x03(\t\"x\n\x0bWeightChunk\x12\x17\n\x0fweights_version\x18\x01 \x01(\x04\x12\'\n\x05small\x18\x02 \x03(\x0b\x32\x18.npu_wire.v1.TensorChunk\x12\'\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x18.npu_wire.v1.TensorChunk\"n\n\nBatchChunk\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\x04\x12\x17\n\x0fweights_version\x18\x02 \x01(\x04\x12\'\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x18.npu_wire.v1.TensorChunk\x12\x0c\n\x04taps\x18\x04 \x03(\r\"\xc2\x01\n\x0e\x46orwardRequest\x12%\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x13.npu_wire.v1.AttachH\x00\x12+\n\x06update\x18\x02 \x01(\x0b\x32\x19.npu_wire.v1.WeightUpdateH\x00\x12*\n\x06weight\x18\x03 \x01(\x0b\x32\x18.npu_wire.v1.WeightChunkH\x00\x12(\n\x05\x62\x61tch\x18\x04 \x01(\x0b\x32\x17.npu_wire.v1.BatchChunkH\x00\x42\x06\n\x04kind\"2\n\x11SharedMemoryOffer\x12\x0e\n\x06socket\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\"Z\n\x08\x41ttached\x12\x17\n\x0fweights_version\x18\x01 \x01(\x04\x12\x35\n\rshared_memory\x18\x02 \x01(\x0b\x32\x1e.npu_wire.v1.SharedMemoryOffer\"$\n\rWeightsLoaded\x12\x13\n\x0b\x64uration_ns\x18\x01 \x01(\x04\";\n\x0bSharedSlice\x12\x0c\n\x04slot\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\"\x91\x01\n\x0bLayerTensor\x12\r\n\x05layer\x18\x01 \x01(\r\x12\'\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x18.npu_wire.v1.TensorChunk\x12\x10\n\x08start_ns\x18\x03 \x01(\x04\x12\x0e\n\x06\x65nd_ns\x18\x04 \x01(\x04\x12(\n\x06shared\x18\x05 \x01(\x0b\x32\x18.npu_wire.v1.SharedSlice\"1\n\tBatchDone\x12\x11\n\tqueued_ns\x18\x01 \x01(\x04\x12\x11\n\tdevice_ns\x18\x02 \x01(\x04\"\x8f\x02\n\x0f\x46orwardResponse\x12\x14\n\x0cprofile_hash\x18\x01 \x01(\t\x12\x17\n\x0fweights_version\x18\x02 \x01(\x04\x12\x10\n\x08\x62\x61tch_id\x18\x03 \x01(\x04\x12)\n\x08\x61ttached\x18\x04 \x01(\x0b\x32\x15.npu_wire.v1.AttachedH\x00\x12\x34\n\x0eweights_loaded\x18\x05 \x01(\x0b\x32\x1a.npu_wire.v1.WeightsLoadedH\x00\x12*\n\x06tensor\x18\x06 \x01(\x0b\x32\x18.npu_wire.v1.LayerTensorH\x00\x12&\n\x04\x64one\x18\x07 \x01(\x0b\x32\x16.npu_wire.v1.BatchDoneH\x00\x42\x06\n\x04kind\"&\n\x10KeepAliveRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"$\n\x11KeepAliveResponse\x12\x0f\n\x07lease_s\x18\x01 \x01(\x01\"$\n\x0eReleaseRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x11\n\x0fReleaseResponse2\xf9\x02\n\nNpuService\x12G\n\x08\x44\x65scribe\x12\x1c.npu_wire.v1.DescribeRequest\x1a\x1d.npu_wire.v1.DescribeResponse\x12\x46\n\x07\x43ompile\x12\x1b.npu_wire.v1.CompileRequest\x1a\x1c.npu_wire.v1.CompileResponse(\x01\x12H\n\x07\x46orward\x12\x1b.npu_wire.v1.ForwardRequest\x1a\x1c.npu_wire.v1.ForwardResponse(\x01\x30\x01\x12J\n\tKeepAlive\x12\x1d.npu_wire.v1.KeepAliveRequest\x1a\x1e.npu_wire.v1.KeepAliveResponse\x12\x44\n\x07Release\x12\x1b.npu_wire.v1.ReleaseRequest\x1a\x1c.npu_wire.v1.ReleaseResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,36 +46,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPILERESPONSE']._serialized_end=667
   _globals['_ATTACH']._serialized_start=669
   _globals['_ATTACH']._serialized_end=720
-  _globals['_WEIGHTCHUNK']._serialized_start=722
-  _globals['_WEIGHTCHUNK']._serialized_end=801
-  _globals['_WEIGHTCOMMIT']._serialized_start=803
-  _globals['_WEIGHTCOMMIT']._serialized_end=842
-  _globals['_BATCHCHUNK']._serialized_start=844
-  _globals['_BATCHCHUNK']._serialized_end=954
-  _globals['_FORWARDREQUEST']._serialized_start=957
-  _globals['_FORWARDREQUEST']._serialized_end=1151
-  _globals['_SHAREDMEMORYOFFER']._serialized_start=1153
-  _globals['_SHAREDMEMORYOFFER']._serialized_end=1203
-  _globals['_ATTACHED']._serialized_start=1205
-  _globals['_ATTACHED']._serialized_end=1295
-  _globals['_WEIGHTSLOADED']._serialized_start=1297
-  _globals['_WEIGHTSLOADED']._serialized_end=1333
-  _globals['_SHAREDSLICE']._serialized_start=1335
-  _globals['_SHAREDSLICE']._serialized_end=1394
-  _globals['_LAYERTENSOR']._serialized_start=1397
-  _globals['_LAYERTENSOR']._serialized_end=1542
-  _globals['_BATCHDONE']._serialized_start=1544
-  _globals['_BATCHDONE']._serialized_end=1593
-  _globals['_FORWARDRESPONSE']._serialized_start=1596
-  _globals['_FORWARDRESPONSE']._serialized_end=1867
-  _globals['_KEEPALIVEREQUEST']._serialized_start=1869
-  _globals['_KEEPALIVEREQUEST']._serialized_end=1907
-  _globals['_KEEPALIVERESPONSE']._serialized_start=1909
-  _globals['_KEEPALIVERESPONSE']._serialized_end=1945
-  _globals['_RELEASEREQUEST']._serialized_start=1947
-  _globals['_RELEASEREQUEST']._serialized_end=1983
-  _globals['_RELEASERESPONSE']._serialized_start=1985
-  _globals['_RELEASERESPONSE']._serialized_end=2002
-  _globals['_NPUSERVICE']._serialized_start=2005
-  _globals['_NPUSERVICE']._serialized_end=2382
+  _globals['_WEIGHTUPDATE']._serialized_start=722
+  _globals['_WEIGHTUPDATE']._serialized_end=776
+  _globals['_WEIGHTCHUNK']._serialized_start=778
+  _globals['_WEIGHTCHUNK']._serialized_end=898
+  _globals['_BATCHCHUNK']._serialized_start=900
+  _globals['_BATCHCHUNK']._serialized_end=1010
+  _globals['_FORWARDREQUEST']._serialized_start=1013
+  _globals['_FORWARDREQUEST']._serialized_end=1207
+  _globals['_SHAREDMEMORYOFFER']._serialized_start=1209
+  _globals['_SHAREDMEMORYOFFER']._serialized_end=1259
+  _globals['_ATTACHED']._serialized_start=1261
+  _globals['_ATTACHED']._serialized_end=1351
+  _globals['_WEIGHTSLOADED']._serialized_start=1353
+  _globals['_WEIGHTSLOADED']._serialized_end=1389
+  _globals['_SHAREDSLICE']._serialized_start=1391
+  _globals['_SHAREDSLICE']._serialized_end=1450
+  _globals['_LAYERTENSOR']._serialized_start=1453
+  _globals['_LAYERTENSOR']._serialized_end=1598
+  _globals['_BATCHDONE']._serialized_start=1600
+  _globals['_BATCHDONE']._serialized_end=1649
+  _globals['_FORWARDRESPONSE']._serialized_start=1652
+  _globals['_FORWARDRESPONSE']._serialized_end=1923
+  _globals['_KEEPALIVEREQUEST']._serialized_start=1925
+  _globals['_KEEPALIVEREQUEST']._serialized_end=1963
+  _globals['_KEEPALIVERESPONSE']._serialized_start=1965
+  _globals['_KEEPALIVERESPONSE']._serialized_end=2001
+  _globals['_RELEASEREQUEST']._serialized_start=2003
+  _globals['_RELEASEREQUEST']._serialized_end=2039
+  _globals['_RELEASERESPONSE']._serialized_start=2041
+  _globals['_RELEASERESPONSE']._serialized_end=2058
+  _globals['_NPUSERVICE']._serialized_start=2061
+  _globals['_NPUSERVICE']._serialized_end=2438
 # @@protoc_insertion_point(module_scope)

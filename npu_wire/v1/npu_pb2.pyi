@@ -65,19 +65,23 @@ class Attach(_message.Message):
     shared_memory: bool
     def __init__(self, session_id: _Optional[str] = ..., shared_memory: bool = ...) -> None: ...
 
-class WeightChunk(_message.Message):
-    __slots__ = ("weights_version", "chunk")
+class WeightUpdate(_message.Message):
+    __slots__ = ("weights_version", "names")
     WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    weights_version: int
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, weights_version: _Optional[int] = ..., names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class WeightChunk(_message.Message):
+    __slots__ = ("weights_version", "small", "chunk")
+    WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SMALL_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     weights_version: int
+    small: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.TensorChunk]
     chunk: _tensor_pb2.TensorChunk
-    def __init__(self, weights_version: _Optional[int] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ...) -> None: ...
-
-class WeightCommit(_message.Message):
-    __slots__ = ("weights_version",)
-    WEIGHTS_VERSION_FIELD_NUMBER: _ClassVar[int]
-    weights_version: int
-    def __init__(self, weights_version: _Optional[int] = ...) -> None: ...
+    def __init__(self, weights_version: _Optional[int] = ..., small: _Optional[_Iterable[_Union[_tensor_pb2.TensorChunk, _Mapping]]] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ...) -> None: ...
 
 class BatchChunk(_message.Message):
     __slots__ = ("batch_id", "weights_version", "chunk", "taps")
@@ -92,16 +96,16 @@ class BatchChunk(_message.Message):
     def __init__(self, batch_id: _Optional[int] = ..., weights_version: _Optional[int] = ..., chunk: _Optional[_Union[_tensor_pb2.TensorChunk, _Mapping]] = ..., taps: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ForwardRequest(_message.Message):
-    __slots__ = ("attach", "weight", "commit", "batch")
+    __slots__ = ("attach", "update", "weight", "batch")
     ATTACH_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
-    COMMIT_FIELD_NUMBER: _ClassVar[int]
     BATCH_FIELD_NUMBER: _ClassVar[int]
     attach: Attach
+    update: WeightUpdate
     weight: WeightChunk
-    commit: WeightCommit
     batch: BatchChunk
-    def __init__(self, attach: _Optional[_Union[Attach, _Mapping]] = ..., weight: _Optional[_Union[WeightChunk, _Mapping]] = ..., commit: _Optional[_Union[WeightCommit, _Mapping]] = ..., batch: _Optional[_Union[BatchChunk, _Mapping]] = ...) -> None: ...
+    def __init__(self, attach: _Optional[_Union[Attach, _Mapping]] = ..., update: _Optional[_Union[WeightUpdate, _Mapping]] = ..., weight: _Optional[_Union[WeightChunk, _Mapping]] = ..., batch: _Optional[_Union[BatchChunk, _Mapping]] = ...) -> None: ...
 
 class SharedMemoryOffer(_message.Message):
     __slots__ = ("socket", "token")

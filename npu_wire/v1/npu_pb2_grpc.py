@@ -150,14 +150,17 @@ class NpuServiceServicer(object):
     def Forward(self, request_iterator, context):
         """Runs batches of one session. First message: attach. Then weight updates and batches in any order; the server does
         them in the order in which they came and answers in that order. Nothing need be waited for: a batch may follow the
-        commit that it names at once, and a commit the batch before it (at most Limits.max_in_flight batches, though).
+        update that it names at once, and an update the batch before it (at most Limits.max_in_flight batches, though).
 
-        The chunks of one tensor, and the tensors of one batch, come without anything between them. Between the tensors of
-        an unfinished update, batches may come; they run with the weights of the last commit.
+        A batch may come while the tensors of the update that it names are still on their way, between two chunks of them:
+        the device computes each layer as soon as the layer's own weights are there, so weights had better come in the order
+        in which the layers use them. One batch may be so early; those after it come behind the update's last tensor. Its
+        first tensors are then answered before the update's weights_loaded, which in turn comes before its done. Otherwise
+        the chunks of one tensor, and the tensors of one batch, come without anything between them.
 
         The stream ends when the client ends its side: what has come is computed and answered first, then the status is OK; an
-        unfinished tensor or update is dropped. An error ends it after the answers to everything before the error; what
-        came after it is dropped. A session has one stream at a time: a new one replaces the old, which ends at once with
+        unfinished tensor or update is dropped, and a batch that waits for it refused. An error ends it after the answers to
+        everything before the error; what came after it is dropped. A session has one stream at a time: a new one replaces the old, which ends at once with
         SessionLost (CANCELLED for a client that does not read it), and what it had not computed or sent is dropped. Release
         does the same. A cancelled stream ends at the next layer. In each case but Release the session stays, with the
         weights of the last update that was loaded.

@@ -63,8 +63,13 @@ def sizes(foe: Foe) -> str:
         messages = [header.SerializeToString(), *foe.small.compile[1:]]
         return foe.converse(NPU + "Compile", messages, hold_s=rng.choice((0.0, 3.0)), patience_s=5.0).status
     session_id = foe.open(foe.small)
+    messages = [attach(session_id)]
     request = npu_pb2.ForwardRequest()
     if rng.random() < 0.5:
+        version = rng.choice((0, 1))
+        messages.append(
+            _announcement(version, rng.choice((("w1",), ("w1", "b1"), ("nobody",), ("w1", "w1"), ())))
+        )
         request.weight.weights_version, chunk = 1, request.weight.chunk
         chunk.name, chunk.dtype = rng.choice(("w1", "b1", "nobody")), tensor_pb2.DATA_TYPE_FLOAT32
         chunk.shape.extend(rng.choice(((), (4,), (0,), (2**20, 2**9), (4, 3, 3, 3), (2**63, 2), (2**40,))))
@@ -75,10 +80,15 @@ def sizes(foe: Foe) -> str:
     chunk.layout = tensor_pb2.MEMORY_LAYOUT_CONTIGUOUS
     chunk.offset = rng.choice((0, 0, 0, 1, 2**64 - 1))
     chunk.data = rng.randbytes(rng.choice((0, 1, 4, 192, 576, 10_000)))
-    messages = [attach(session_id), request.SerializeToString()]
+    messages.append(request.SerializeToString())
     status = foe.converse(NPU + "Forward", messages, hold_s=rng.choice((0.0, 2.0)), patience_s=4.0).status
     foe.leave(session_id)
     return status
+
+
+def _announcement(version: int, names: tuple[str, ...]) -> bytes:
+    update = npu_pb2.WeightUpdate(weights_version=version, names=names)
+    return npu_pb2.ForwardRequest(update=update).SerializeToString()
 
 
 def unknown_names(foe: Foe) -> str:
@@ -106,14 +116,17 @@ def unknown_names(foe: Foe) -> str:
 
 
 def unfinished_updates(foe: Foe) -> str:
-    """Weights without a commit, commits without weights, versions that go back, until a quota or patience."""
+    """Updates that lack weights, weights of no update, versions that go back, until a quota or patience."""
     rng = foe.rng
     session_id = foe.open(foe.small)
     weights = {name: foe.small.weights[name] for name in ("w1", "b1")}
     messages: list[bytes] = []
     for _ in range(rng.randint(1, 30)):
         update = weight_requests(rng.choice((1, 1, 2, 3, 2**64 - 1)), weights)
-        messages += update if rng.random() < 0.4 else update[: rng.randrange(len(update))]
+        begin = rng.choice((0, 0, 0, 1))
+        messages += update if rng.random() < 0.4 else update[begin : rng.randrange(len(update))]
+        if rng.random() < 0.2:
+            messages.append(foe.small.forward[-1])
     status = foe.converse(NPU + "Forward", [attach(session_id), *messages], patience_s=5.0).status
     foe.leave(session_id)
     return status

@@ -84,7 +84,7 @@ def batch_requests(
 def weight_requests(
     version: int, weights: Mapping[str, Float32Array], chunk_bytes: int = _CHUNK_BYTES
 ) -> list[bytes]:
-    """Serialized chunks of an update, and its commit."""
+    """An update's announcement and chunks, serialized."""
     requests = []
     for name, array in weights.items():
         outgoing = OutgoingTensor(name, array)
@@ -93,8 +93,8 @@ def weight_requests(
             request.weight.weights_version = version
             outgoing.write(request.weight.chunk, offset, chunk_bytes)
             requests.append(request.SerializeToString())
-    commit = npu_pb2.ForwardRequest(commit=npu_pb2.WeightCommit(weights_version=version))
-    return [*requests, commit.SerializeToString()]
+    begin = npu_pb2.ForwardRequest(update=npu_pb2.WeightUpdate(weights_version=version, names=weights))
+    return [begin.SerializeToString(), *requests]
 
 
 def _record(channels: int, side: int, samples: int, seed: int) -> Recording:

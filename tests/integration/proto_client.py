@@ -105,12 +105,14 @@ class ProtoStream:
         self._requests.put(None)
 
     def tensors(self) -> tuple[dict[int, npt.NDArray[np.int8]], npu.ForwardResponse]:
-        """The tensors of the next batch by layer, and the message that says it is done."""
+        """The tensors of the next batch by layer, and the end of it; weights may load meanwhile."""
         tensors: dict[int, npt.NDArray[np.int8]] = {}
         data = b""
         for answer in self.answers:
             if answer.WhichOneof("kind") == "done":
                 return tensors, answer
+            if answer.WhichOneof("kind") == "weights_loaded":
+                continue
             chunk = answer.tensor.chunk
             assert len(data) == chunk.offset
             data += chunk.data
@@ -120,7 +122,8 @@ class ProtoStream:
 
 
 def weights(version: int, tensors: Mapping[str, npt.NDArray[np.float32]]) -> Iterator[npu.ForwardRequest]:
-    """A weight update with its commit."""
+    """A weight update with its announcement."""
+    yield npu.ForwardRequest(update=npu.WeightUpdate(weights_version=version, names=tensors))
     for name, array in tensors.items():
         for offset, data in _slices(array.tobytes()):
             chunk = tensor_pb2.TensorChunk(
@@ -132,7 +135,6 @@ def weights(version: int, tensors: Mapping[str, npt.NDArray[np.float32]]) -> Ite
                 data=data,
             )
             yield npu.ForwardRequest(weight=npu.WeightChunk(weights_version=version, chunk=chunk))
-    yield npu.ForwardRequest(commit=npu.WeightCommit(weights_version=version))
 
 
 def batch(

@@ -116,6 +116,8 @@ def weight(version: int, name: str, array: Float32Array) -> npu_pb2.ForwardReque
     return request
 
 
-def commit(version: int) -> npu_pb2.ForwardRequest:
-    """End of a weight update."""
-    return npu_pb2.ForwardRequest(commit=npu_pb2.WeightCommit(weights_version=version))
+def begin(version: int, *names: str) -> npu_pb2.ForwardRequest:
+    """Announces a weight update, of "bias" unless other names are given."""
+    return npu_pb2.ForwardRequest(
+        update=npu_pb2.WeightUpdate(weights_version=version, names=names or ("bias",))
+    )

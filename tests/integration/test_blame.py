@@ -131,7 +131,7 @@ class HangsUp:
         self.often = threading.Event()
 
     def describe(self, timeout_s: float, wait_for_ready: bool) -> Description:
-        return Description(Capabilities(Fingerprint("", "", "", "", "", "hash"), (), 64), 4, 0)
+        return Description(Capabilities(Fingerprint("", "", "", "", "", "hash"), (), 64), 4, 2**20, 0)
 
     def compile(self, model: bytes, ranges: object, timeout_s: float) -> npu_pb2.CompileResponse:
         self.compiled += 1

@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 import pytest
 from fake_backend import MAX_BATCH, FakeBackend, Start, expected
-from raw_client import Raw, announced, attach, commit, input_chunk, weight_chunk
+from raw_client import Raw, announced, attach, begin, input_chunk, weight_chunk
 
 from npu_wire.channel import status_parts
 from npu_wire.errors import (
@@ -148,17 +148,44 @@ BAD_STREAMS = {
     "interleaved": ([input_chunk(data=b"x" * 8), weight_chunk(1)], "InvalidInput", "in the middle"),
     "attach twice": ([attach("x")], "InvalidInput", "got 'attach'"),
     "nothing": ([npu_pb2.ForwardRequest()], "InvalidInput", "got 'None'"),
-    "NaN weight": ([weight_chunk(1, np.nan)], "NonFiniteInput", "'bias' of version 1"),
-    "weights version 0": ([weight_chunk(0)], "InvalidInput", "not larger than 0"),
-    "mixed versions": ([weight_chunk(1), weight_chunk(2)], "InvalidInput", "mixes"),
-    "weight twice": ([weight_chunk(1), weight_chunk(1)], "InvalidInput", "twice"),
-    "empty commit": ([commit(1)], "InvalidInput", "no tensor has come"),
-    "unknown weight": ([announced("nonesuch", (2,))], "InvalidInput", "no layer of this program"),
-    "shape of a weight": ([announced("bias", (2,))], "InvalidInput", "compiled with float32 ()"),
-    "large weight": ([announced("big", (3, 1000, 1000))], "QuotaExceeded", "--max-session-bytes"),
+    "NaN weight": ([begin(1), weight_chunk(1, np.nan)], "NonFiniteInput", "'bias' of version 1"),
+    "weights version 0": ([begin(0)], "InvalidInput", "not larger than 0"),
+    "mixed versions": ([begin(1), weight_chunk(2)], "InvalidInput", "those of version 1 are awaited"),
+    "two updates at once": ([begin(1), begin(2)], "InvalidInput", "version 1 lacks 1"),
+    "weight twice": ([begin(1), weight_chunk(1), weight_chunk(1)], "InvalidInput", "is not awaited"),
+    "named twice": ([begin(1, "bias", "bias")], "InvalidInput", "twice"),
+    "empty update": (
+        [npu_pb2.ForwardRequest(update=npu_pb2.WeightUpdate(weights_version=1))],
+        "InvalidInput",
+        "names no initializer",
+    ),
+    "weight of no update": ([weight_chunk(1)], "InvalidInput", "those of version 0 are awaited"),
+    "unknown weight": ([begin(1, "nonesuch")], "InvalidInput", "no layer of this program"),
+    "another weight": ([begin(1), announced("big", (3, 1000, 1000))], "InvalidInput", "is not awaited"),
+    "shape of a weight": (
+        [begin(1), announced("bias", (2,))],
+        "InvalidInput",
+        "expected 'bias' (float32, shape ()",
+    ),
+    "large weight": ([begin(1, "big")], "QuotaExceeded", "--max-session-bytes"),
+    "two early batches": ([begin(1), input_chunk(1, 1), input_chunk(2, 1)], "InvalidInput", "the second one"),
+    "an early batch of the old version": (
+        [begin(1), input_chunk(1, 0)],
+        "InvalidInput",
+        "names weights version 0",
+    ),
+    "end in the middle of an update": (
+        [begin(1, "bias"), input_chunk(1, 1)],
+        "InvalidInput",
+        "before all tensors of weights version 1",
+    ),
     "large batch": ([input_chunk(shape=[32, 2, 4, 4])], "QuotaExceeded", "batch 1 has 1024 bytes"),
-    "type of a weight": ([announced("bias", (), tensor_pb2.DATA_TYPE_INT8)], "InvalidInput", "int8"),
-    "version goes back": ([weight_chunk(5), commit(5), weight_chunk(4)], "InvalidInput", "not larger than 5"),
+    "type of a weight": (
+        [begin(1), announced("bias", (), tensor_pb2.DATA_TYPE_INT8)],
+        "InvalidInput",
+        "int8",
+    ),
+    "version goes back": ([begin(5), weight_chunk(5), begin(4)], "InvalidInput", "not larger than 5"),
 }
 
 
@@ -176,7 +203,7 @@ def test_a_stream_that_breaks_a_rule_ends_with_the_reason(raw: Raw, case: str) -
 
 def test_every_answer_names_profile_version_and_batch(raw: Raw) -> None:
     """What the proto promises of each message of a stream."""
-    messages = [attach(raw.compile()), weight_chunk(7), commit(7), input_chunk(3, 7)]
+    messages = [attach(raw.compile()), begin(7), weight_chunk(7), input_chunk(3, 7)]
     answers = list(raw.stub.Forward(iter(messages)))
     assert [(a.WhichOneof("kind"), a.weights_version, a.batch_id) for a in answers] == [
         ("attached", 0, 0),
@@ -212,7 +239,7 @@ def test_too_many_batches_in_flight_are_refused(start: Start, backend: FakeBacke
 def test_a_new_stream_replaces_the_old_one(raw: Raw) -> None:
     """The old stream is told so; weights that it loaded stay."""
     session_id = raw.compile()
-    first = raw.stub.Forward(itertools.chain([attach(session_id), weight_chunk(2), commit(2)], raw.silence()))
+    first = raw.stub.Forward(itertools.chain([attach(session_id), begin(2), weight_chunk(2)], raw.silence()))
     assert [next(first).WhichOneof("kind") for _ in range(2)] == ["attached", "weights_loaded"]
     second = raw.stub.Forward(iter([attach(session_id)]))
     assert next(second).attached.weights_version == 2
@@ -267,7 +294,7 @@ def test_unknown_sessions(raw: Raw) -> None:
 def test_a_long_name_costs_neither_status_nor_class(raw: Raw) -> None:
     """1000 characters of four bytes, which gRPC writes as twelve each: more than its 8 KB of metadata."""
     code, name, details = raw.error(
-        raw.stub.Forward(iter([attach(raw.compile()), announced("\U0001f642" * 1000, (1,))]))
+        raw.stub.Forward(iter([attach(raw.compile()), begin(1, "\U0001f642" * 1000)]))
     )
     assert (code, name) == ("INVALID_ARGUMENT", "InvalidInput")
     assert details.startswith("weight '\U0001f642\U0001f642")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_backend import Spawn, wait_until
-from raw_client import Raw, attach, memory_of
+from raw_client import Raw, attach, begin, memory_of
 
 from npu_wire.tensors import OutgoingTensor
 from npu_wire.v1 import npu_pb2
@@ -61,7 +61,7 @@ def test_what_ended_sessions_held_goes_back_to_the_system(
     process = spawn("--lease-s", "2", listen=f"unix:{tmp_path}/heap.sock")
     raw = Raw(f"unix:{tmp_path}/heap.sock")
     weights = OutgoingTensor("big", np.ones((3, 1000, 1000), np.float32))
-    chunks = []
+    chunks = [begin(1, "big", "bias")]
     for offset in weights.offsets(MB):
         request = npu_pb2.ForwardRequest()
         request.weight.weights_version = 1

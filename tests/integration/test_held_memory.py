@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from fake_backend import LAYERS, FakeBackend, FakeProgram, Spawn, Start, expected, wait_until
-from raw_client import Raw, attach, commit, memory_of, threads_of, weight_chunk
+from raw_client import Raw, attach, begin, memory_of, threads_of, weight_chunk
 
 from npu_server.app import RunningServer
 from npu_server.seam import BackendOptions, LayerTensor, Program
@@ -41,13 +41,13 @@ def batch(batch_id: int, data: Int8Array, version: int = 0) -> Iterator[npu_pb2.
 
 def update(version: int, name: str, array: Float32Array) -> Iterator[npu_pb2.ForwardRequest]:
     """A weight update of one initializer."""
+    yield begin(version, name)
     outgoing = OutgoingTensor(name, array)
     for offset in outgoing.offsets():
         request = npu_pb2.ForwardRequest()
         request.weight.weights_version = version
         outgoing.write(request.weight.chunk, offset)
         yield request
-    yield commit(version)
 
 
 def tensors(answers: Iterator[npu_pb2.ForwardResponse]) -> dict[tuple[int, int], Int8Array]:
@@ -164,8 +164,8 @@ def test_a_client_that_sends_ahead_waits_and_loses_nothing(start: Start, wide: F
         attach(raw.compile()),
         *batch(1, data[0]),
         *update(1, "big", BIG),
+        begin(2),
         weight_chunk(2, 3.0),
-        commit(2),
         *itertools.chain.from_iterable(batch(i + 1, data[i], 2) for i in range(1, 6)),
     ]
     with ThreadPoolExecutor(1) as pool:

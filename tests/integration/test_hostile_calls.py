@@ -8,7 +8,7 @@ import grpc
 import pytest
 from fake_backend import FakeBackend, Spawn, Start, wait_until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from raw_client import Raw, announced, attach, commit, input_chunk, memory_of, weight_chunk
+from raw_client import Raw, attach, begin, input_chunk, memory_of, weight_chunk
 
 from npu_wire.channel import status_parts
 from npu_wire.v1 import npu_pb2
@@ -40,7 +40,7 @@ def train(raw: Raw) -> None:
     health = health_pb2_grpc.HealthStub(raw.channel)
     assert health.Check(health_pb2.HealthCheckRequest(), timeout=LIMIT_S).status == 1
     session_id = raw.compile()
-    messages = [attach(session_id), weight_chunk(1), commit(1), input_chunk(1, 1)]
+    messages = [attach(session_id), begin(1), weight_chunk(1), input_chunk(1, 1)]
     answers = [a.WhichOneof("kind") for a in raw.stub.Forward(iter(messages), timeout=LIMIT_S)]
     assert answers == ["attached", "weights_loaded", "tensor", "done"]
     raw.stub.Release(npu_pb2.ReleaseRequest(session_id=session_id), timeout=LIMIT_S)
@@ -153,11 +153,11 @@ def test_a_model_that_stalls_gives_its_place_back(start: Start) -> None:
 
 @pytest.mark.parametrize("part", ["tensor", "update"])
 def test_a_stream_that_stalls_in_the_middle_ends(start: Start, part: str) -> None:
-    """Half a tensor, or an update without its commit; an idle stream may be silent for ever."""
+    """Half a tensor, or an update without its weights; an idle stream may be silent for ever."""
     server = start(stall_s=0.3)
     raw = Raw(server.address)
     session_id = raw.compile()
-    half = input_chunk(1, data=b"x" * 8) if part == "tensor" else weight_chunk(1)
+    half = input_chunk(1, data=b"x" * 8) if part == "tensor" else begin(1)
     stalled = raw.stub.Forward(itertools.chain([attach(session_id), half], raw.silence()))
     assert next(stalled).WhichOneof("kind") == "attached"
     assert raw.error(stalled)[1] == "SessionLost"
@@ -217,7 +217,7 @@ def test_a_name_cannot_forge_a_line_of_the_log(
     child = spawn()
     raw = Raw(address)
     name = "x\n2026-01-01 00:00:00,000 ERROR forged: " + "y" * 900
-    raw.error(raw.stub.Forward(iter([attach(raw.compile()), announced(name, (1,))])))
+    raw.error(raw.stub.Forward(iter([attach(raw.compile()), begin(1, name)])))
     child.terminate()
     child.wait(LIMIT_S)
     written = capfd.readouterr().err

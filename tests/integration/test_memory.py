@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from fake_backend import FakeBackend, FakeProgram, Start, wait_until
-from raw_client import Raw, attach, commit, input_chunk, weight_chunk
+from raw_client import Raw, attach, begin, input_chunk, weight_chunk
 
 from npu_server.seam import BackendOptions, Program, Ranges
 from npu_wire.errors import DeviceFault, InvalidInput
@@ -63,7 +63,7 @@ def test_a_stream_that_ends_keeps_no_program(start: Start, end: str) -> None:
 
 def run(raw: Raw, backend: Remembering, session_id: str, end: str) -> None:
     """Opens a stream and ends it."""
-    messages = [attach(session_id), weight_chunk(1), commit(1), input_chunk(1, 1, taps=[0, 1, 2])]
+    messages = [attach(session_id), begin(1), weight_chunk(1), input_chunk(1, 1, taps=[0, 1, 2])]
     if end == "bad":
         messages += [input_chunk(1, 1)]
     elif end == "refused":

@@ -100,11 +100,11 @@ def test_inputs_that_break_the_protocol_are_the_clients_error(start: Start) -> N
     two = chunk("ids", np.zeros((2, 5), np.int64))
     no_boolean = chunk("mask", np.ones((2, 4), np.bool_))
     no_boolean.batch.chunk.data = b"\x02" * 8
-    keyed = npu_pb2.ForwardRequest(commit=npu_pb2.WeightCommit(weights_version=1))
+    update = npu_pb2.ForwardRequest(update=npu_pb2.WeightUpdate(weights_version=1))
     for messages, text in (
         ([codes], "expected 'mask'"),
         ([mask, codes, two], "expected 'ids'"),
-        ([mask, keyed], "between the inputs of batch 1"),
+        ([mask, update], "in the middle of batch 1"),
         ([no_boolean], "a boolean is one byte, 0 or 1"),
     ):
         session_id = raw.compile()

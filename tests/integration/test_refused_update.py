@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from fake_backend import Start
 from onnx import TensorProto, helper, numpy_helper
-from raw_client import Raw, attach, commit, weight
+from raw_client import Raw, attach, begin, weight
 
 from npu_server.registry import create_backend
 from npu_server.seam import BackendOptions
@@ -52,7 +52,7 @@ def model() -> bytes:
 
 def update(version: int, tensors: Mapping[str, Float32Array]) -> list[npu_pb2.ForwardRequest]:
     """A whole weight update."""
-    return [*(weight(version, name, array) for name, array in tensors.items()), commit(version)]
+    return [begin(version, *tensors), *(weight(version, name, array) for name, array in tensors.items())]
 
 
 def batch(version: int, images: Int8Array) -> npu_pb2.ForwardRequest:

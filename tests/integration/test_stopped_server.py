@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fake_backend import Spawn
-from raw_client import Raw, attach, commit, weight_chunk
+from raw_client import Raw, attach, begin, weight_chunk
 
 from npu_wire.v1 import npu_pb2
 
@@ -26,7 +26,7 @@ def test_who_spoke_while_the_server_stood_still_has_not_been_silent(spawn: Spawn
         yield from messages
 
     stream = raw.stub.Forward(
-        itertools.chain([attach(raw.compile()), weight_chunk(1)], after_a_pause(commit(1)))
+        itertools.chain([attach(raw.compile()), begin(1)], after_a_pause(weight_chunk(1)))
     )
     next(stream)
     header = npu_pb2.CompileRequest(header=npu_pb2.CompileHeader(model_bytes=5))

@@ -2,7 +2,7 @@
 
 import itertools
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,10 +10,10 @@ import pytest
 from fake_backend import FakeBackend, FakeProgram, Start, expected, wait_until
 from raw_client import Raw, attach, input_chunk
 
-from npu_server.seam import BackendOptions, Program, Ranges
+from npu_server.seam import Awaited, BackendOptions, LayerTensor, Program, Ranges, WeightsOnTheWay
 from npu_server.service import device
 from npu_server.service.worker import DeviceWorker
-from npu_wire.layer_map import Float32Array, Int8Array
+from npu_wire.layer_map import Array, Float32Array, Int8Array
 from npu_wire.v1 import npu_pb2
 from trainer_client.npu.connection import connect
 
@@ -85,13 +85,34 @@ def test_sessions_take_turns_layer_by_layer(start: Start, backend: FakeBackend, 
 class SlowProgram(FakeProgram):
     """Prepares weights in three steps."""
 
-    def load_weights_in_steps(self, tensors: Mapping[str, Float32Array]) -> Iterator[None]:
+    def begin_weights(self, names: Collection[str]) -> WeightsOnTheWay:
+        return SlowWeights(self)
+
+
+class SlowWeights:
+    def __init__(self, program: SlowProgram) -> None:
+        self.program = program
+        self.loaded = False
+        self.tensors: dict[str, Float32Array] = {}
+
+    def take(self, name: str, array: Float32Array) -> Iterator[None]:
+        self.tensors[name] = array
         for step in range(3):
-            self.backend.note(f"step {step}")
-            self.backend.layer_began.release()
-            self.backend.gate.wait()
+            self.program.backend.note(f"step {step}")
+            self.program.backend.layer_began.release()
+            self.program.backend.gate.wait()
             yield
-        self.load_weights(tensors)
+
+    def forward(
+        self, inputs: Mapping[str, Array], taps: Collection[int]
+    ) -> Iterator[LayerTensor | Awaited | None]:
+        while not self.loaded:
+            yield Awaited(0)
+        yield from self.program.forward(inputs, taps)
+
+    def finish(self) -> None:
+        self.program.load_weights(self.tensors)
+        self.loaded = True
 
 
 class SlowLoader(FakeBackend):

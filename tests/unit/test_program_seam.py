@@ -1,8 +1,10 @@
 """What the server relies on between two layers, whoever asked for which of them."""
 
+import itertools
 from itertools import chain
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from onnx import helper
 from single_layers import BACKENDS, Scale, random_codes, single_layer
@@ -11,7 +13,7 @@ from npu_server.conformance.cases import all_cases
 from npu_server.conformance.graphs import codes, range_variants
 from npu_server.execution import program
 from npu_server.execution.slices import samples_at_once as at_once
-from npu_server.seam import Backend, BackendOptions, LoadsInSteps
+from npu_server.seam import Awaited, Backend, BackendOptions, LayerTensor, LoadsInOrder, Program
 from npu_wire.errors import UnsupportedModel
 from npu_wire.layer_map import MemoryLayout
 
@@ -38,8 +40,8 @@ def test_control_returns_after_each_layer(backend: type[Backend]) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_weights_change_when_all_their_steps_are_done(backend: type[Backend]) -> None:
-    """A step a layer; an update that is given up half way has changed nothing, and the next one counts."""
+def test_a_layer_computes_as_soon_as_its_own_weights_have_come(backend: type[Backend]) -> None:
+    """A batch waits at the layer that lacks some; an update that is given up half way has changed nothing."""
     names = ("first.w", "second.w")
     shift = {name: np.full((1, 2, 1, 1), 1.0, np.float32) for name in names}
     nodes = [
@@ -49,7 +51,7 @@ def test_weights_change_when_all_their_steps_are_done(backend: type[Backend]) ->
     one = Scale(1.0, 0)
     net = single_layer("tflm", nodes, (2, 3, 3), {"x": one, "a": one, "y": one}, shift)
     compiled = backend(BackendOptions(profile=net.profile)).compile(net.model, net.ranges)
-    assert isinstance(compiled, LoadsInSteps)
+    assert isinstance(compiled, LoadsInOrder)
     batch = np.zeros((1, 2, 3, 3), np.int8)
 
     def output() -> set[int]:
@@ -57,12 +59,57 @@ def test_weights_change_when_all_their_steps_are_done(backend: type[Backend]) ->
 
     assert output() == {2}
     more = {name: 3 * values for name, values in shift.items()}
-    steps = compiled.load_weights_in_steps(more)
-    next(steps)
-    del steps
+    given_up = compiled.begin_weights(names)
+    assert list(given_up.take("first.w", more["first.w"])) == [None]
+    del given_up
     assert output() == {2}
-    assert list(compiled.load_weights_in_steps(more)) == [None, None]
+
+    weights = compiled.begin_weights(names)
+    tensors = weights.forward(compiled.layer_map.named(batch), (0, 1))
+    assert next(tensors) == next(tensors) == Awaited(0)
+    assert list(weights.take("second.w", more["second.w"])) == [None]  # the order is the caller's
+    assert next(tensors) == Awaited(0)
+    assert list(weights.take("first.w", more["first.w"])) == [None]
+    assert output() == {2}  # the others' batches run with the weights that are loaded
+    came = [tensor.data for tensor in tensors if isinstance(tensor, LayerTensor)]
+    assert [set(data.ravel().tolist()) for data in came] == [{3}, {6}]
+    weights.finish()
     assert output() == {6}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_derives_from_two_weights_waits_for_both(backend: type[Backend]) -> None:
+    """A weight computed from two initializers follows both new ones; judged by a fresh compile."""
+    nodes = [
+        helper.make_node("Mul", ["w", "gain"], ["scaled"], "scaling"),
+        helper.make_node("Conv", ["x", "scaled"], ["a"], "first"),
+        helper.make_node("Conv", ["a", "v"], ["y"], "second"),
+    ]
+    rng = np.random.default_rng(4)
+    shapes = {"w": (3, 2, 1, 1), "gain": (3, 1, 1, 1), "v": (2, 3, 1, 1)}
+    old, new = ({n: rng.normal(0, 1, s).astype(np.float32) for n, s in shapes.items()} for _ in range(2))
+    scales = {"x": Scale(0.1, 0), "a": Scale(0.2, 0), "y": Scale(0.3, 0)}
+
+    def compiled_with(weights: dict[str, npt.NDArray[np.float32]]) -> Program:
+        net = single_layer("tflm", nodes, (2, 3, 3), scales, weights)
+        return backend(BackendOptions(profile=net.profile)).compile(net.model, net.ranges)
+
+    program, judge = compiled_with(old), compiled_with(new)
+    assert isinstance(program, LoadsInOrder)
+    batch = random_codes(rng, 2, 2, 3, 3)
+    expected = [t.data for t in judge.forward(judge.layer_map.named(batch), (0, 1)) if t]
+    for order in itertools.permutations(shapes):
+        weights = program.begin_weights(order)
+        tensors = weights.forward(program.layer_map.named(batch), (0, 1))
+        came: list[LayerTensor] = []
+        for name in order:
+            while isinstance(item := next(tensors, None), LayerTensor):
+                came.append(item)
+            assert item == Awaited(len(came))
+            list(weights.take(name, new[name]))
+        came += [tensor for tensor in tensors if isinstance(tensor, LayerTensor)]
+        for tensor, right in zip(came, expected, strict=True):
+            np.testing.assert_array_equal(tensor.data, right)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -112,9 +112,9 @@ def test_a_message_in_two_pieces_is_merged(kind: str) -> None:
 
 def test_the_last_of_two_kinds_counts() -> None:
     """A oneof holds what came last."""
-    raw, commit = serialize(around_protobuf("weight")), Request()
-    commit.commit.weights_version = 4
-    for pieces in (raw + commit.SerializeToString(), commit.SerializeToString() + raw):
+    raw, update = serialize(around_protobuf("weight")), Request()
+    update.update.weights_version = 4
+    for pieces in (raw + update.SerializeToString(), update.SerializeToString() + raw):
         assert Request.FromString(pieces) == whole(parse_request(pieces))
 
 

@@ -19,13 +19,19 @@ from trainer_client.npu.session import LayerTiming
 Request = npu_pb2.ForwardRequest | Slice
 """What is sent."""
 
+_CHUNK_BYTES = 2**19
+"""Of weights: so that a batch waits for little while they are on their way."""
+
+_SMALL_BYTES, _TOGETHER_BYTES = 2**15, 2**17
+"""Tensors up to the first size travel together, in messages up to the second: each message costs time."""
+
 
 class WeightUpdate:
     """Changed initializers; owns its arrays.
 
     Args:
         version: the weights version that it leads to.
-        tensors: name -> float32 values.
+        tensors: name -> float32 values, in the order in which they travel.
     """
 
     def __init__(self, version: int, tensors: Mapping[str, Float32Array]) -> None:
@@ -34,13 +40,31 @@ class WeightUpdate:
         self.name = f"weights version {version}"
 
     def messages(self) -> Iterator[Request]:
-        """The update on the wire."""
+        """The update on the wire; between any two messages a batch may follow."""
+        update = npu_pb2.WeightUpdate(weights_version=self.version, names=self.tensors)
+        yield npu_pb2.ForwardRequest(update=update)
+        carrier, carried = npu_pb2.WeightChunk(weights_version=self.version), 0
         for name, array in self.tensors.items():
             outgoing = OutgoingTensor(name, array)
-            for offset in outgoing.offsets():
-                carrier = npu_pb2.WeightChunk(weights_version=self.version)
-                yield Slice(npu_pb2.ForwardRequest(), carrier, outgoing.chunk(offset), outgoing.data(offset))
-        yield npu_pb2.ForwardRequest(commit=npu_pb2.WeightCommit(weights_version=self.version))
+            if array.nbytes <= _SMALL_BYTES:
+                outgoing.write(carrier.small.add(), 0)
+                carried += array.nbytes
+                if carried < _TOGETHER_BYTES:
+                    continue
+                yield npu_pb2.ForwardRequest(weight=carrier)
+                carrier, carried = npu_pb2.WeightChunk(weights_version=self.version), 0
+                continue
+            for offset in outgoing.offsets(_CHUNK_BYTES):
+                data = outgoing.data(offset, _CHUNK_BYTES)
+                yield Slice(npu_pb2.ForwardRequest(), carrier, outgoing.chunk(offset), data)
+                carrier, carried = npu_pb2.WeightChunk(weights_version=self.version), 0
+        if carried:
+            yield npu_pb2.ForwardRequest(weight=carrier)
+
+    @property
+    def largest_bytes(self) -> int:
+        """Of one tensor."""
+        return max(array.nbytes for array in self.tensors.values())
 
 
 class Waiter(Protocol):
@@ -110,6 +134,11 @@ class Batch:
                 carrier = npu_pb2.BatchChunk(batch_id=self.batch_id, weights_version=self.version, taps=taps)
                 taps = []
                 yield Slice(npu_pb2.ForwardRequest(), carrier, outgoing.chunk(offset), outgoing.data(offset))
+
+    @property
+    def input_bytes(self) -> int:
+        """Of all inputs."""
+        return sum(array.nbytes for array in self._inputs.values())
 
     def begin(self, layer_map: LayerMap) -> None:
         """Goes to a new server: a half-received tensor is forgotten, whole ones stay.
@@ -233,24 +262,40 @@ class Journal:
         self._sent += 1
         return operation
 
+    def early_batch(self, update: WeightUpdate, max_in_flight: int, max_bytes: int) -> Batch | None:
+        """The batch that may be sent while `update` is: one, next behind it, and room for both on the server.
+
+        Marks it as sent. After a server has died there is none; see `next_to_send`.
+        """
+        is_next = 0 < self._sent < len(self._operations) and self._operations[self._sent - 1] is update
+        batch = self._operations[self._sent] if is_next else None
+        if not isinstance(batch, Batch) or batch.input_bytes + update.largest_bytes > max_bytes:
+            return None
+        operation = self.next_to_send(max_in_flight)
+        assert operation in (batch, None)
+        return batch if operation is batch else None
+
     def current_batch(self, batch_id: int) -> Batch:
-        """The batch that is being answered.
+        """The batch that is being answered: the next one, and that may be while its update still loads.
 
         Raises:
             DeviceFault: the server answers another one.
         """
-        head = self.head
-        if not self._sent or not isinstance(head, Batch) or head.batch_id != batch_id:
+        position = 1 if isinstance(self.head, WeightUpdate) else 0
+        batch = self._operations[position] if position < self._sent else None
+        if not isinstance(batch, Batch) or batch.batch_id != batch_id:
             raise DeviceFault(f"the server answered batch {batch_id}, which is not the next one")
-        return head
+        return batch
 
     def batch_done(self, batch_id: int) -> None:
         """Removes an answered batch.
 
         Raises:
-            DeviceFault: it is not the next one, or a tensor of it is missing.
+            DeviceFault: it is not the next one, or a tensor of it or the answer to its update is missing.
         """
         batch = self.current_batch(batch_id)
+        if batch is not self.head:
+            raise DeviceFault(f"the server ended batch {batch_id} before it had loaded its weights")
         missing = batch.taps - batch.tensors.keys()
         if missing:
             raise DeviceFault(f"the server ended batch {batch_id} without layer {min(missing)}")

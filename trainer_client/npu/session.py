@@ -59,6 +59,9 @@ class Session(Protocol):
     def push_weights(self, tensors: Mapping[str, Float32Array]) -> None:
         """Sends changed FP32 initializers; every batch submitted later runs with them.
 
+        The arrays are the session's from now on, and nobody writes to them any more: one copy is what the
+        session recovers with and what its user compares live weights with.
+
         Of an update that the NPU refuses nothing is loaded. The batches behind it raise the reason, and so
         does another update that was made before anyone knew. The next one is on top of what the NPU has.
         """

@@ -36,7 +36,7 @@ from npu_wire.layer_map import (
     input_spec_from_proto,
     layer_spec_from_proto,
 )
-from npu_wire.tensors import check_inputs
+from npu_wire.tensors import check_inputs, is_finite
 from npu_wire.v1 import npu_pb2
 from trainer_client.npu.arrival import Arrival
 from trainer_client.npu.clock import ServerClock
@@ -86,7 +86,8 @@ class RemoteSession:
         self._epoch = 0
         self._clock = ServerClock(0)
         self._arrival = Arrival(transport.local)
-        self._max_in_flight = 1
+        self._order: dict[str, int] = {}
+        self._max_in_flight, self._max_bytes = 1, 0
         self._max_batch = 0
         self._version = self._batch_id = 0
         self._heard = time.monotonic()
@@ -109,7 +110,7 @@ class RemoteSession:
         return f"{self._transport.address}, {self._arrival.way}"
 
     def push_weights(self, tensors: Mapping[str, Float32Array]) -> None:
-        """Sends changed FP32 initializers; see `Session.push_weights`. The arrays are copied.
+        """Sends changed FP32 initializers, in the order of use; see `Session.push_weights`.
 
         Raises:
             InvalidInput, NonFiniteInput: an array that is not float32, or not finite; or what the NPU has
@@ -121,16 +122,17 @@ class RemoteSession:
                 raise InvalidInput(
                     f"weight '{name}' is {array.dtype} {array.shape}; it must be float32 and not empty"
                 )
-            if not np.isfinite(array).all():
+            if not is_finite(array):
                 raise NonFiniteInput(
                     f"weight '{name}' holds NaN or infinity; training diverged, lower the rate"
                 )
         if not tensors:
             return
-        copies = {name: np.array(array) for name, array in tensors.items()}
         with self._changed:
             self._check_usable()
-            self._journal.append(WeightUpdate(self._version + 1, copies))
+            last = len(self._order)
+            ordered = {n: tensors[n] for n in sorted(tensors, key=lambda n: self._order.get(n, last))}
+            self._journal.append(WeightUpdate(self._version + 1, ordered))
             self._version += 1
 
     def submit(self, inputs: Mapping[str, Array], taps: Collection[int]) -> Batch:
@@ -158,11 +160,12 @@ class RemoteSession:
         """Waits for a tensor; the waiting side of `Batch.tensor`."""
         begin = time.monotonic()
         with self._changed:
+            self._journal.raise_error_of(batch)
             while layer not in batch.tensors:
-                self._journal.raise_error_of(batch)
                 self._check_usable()
                 if self._recovering:
                     self._changed.wait()
+                    self._journal.raise_error_of(batch)
                     begin = time.monotonic()
                     continue
                 left = max(begin, self._heard) + self._patience.timeout_s - time.monotonic()
@@ -173,6 +176,7 @@ class RemoteSession:
                         "connect with a larger timeout_s"
                     )
                 self._changed.wait(left)
+                self._journal.raise_error_of(batch)
             return batch.tensors[layer]
 
     def close(self) -> None:
@@ -310,7 +314,10 @@ class RemoteSession:
                 "than when the session began; start the same version again, or compile anew"
             )
         self._layer_map = layer_map
+        parameters = dict.fromkeys(name for layer in layer_map.layers for name in layer.parameters)
+        self._order = {name: position for position, name in enumerate(parameters)}
         self._max_in_flight, self._max_batch = server.max_in_flight, server.info.max_batch
+        self._max_bytes = server.max_session_bytes
         self._clock = ServerClock(server.clock_offset_ns)
         self._attach(new=True)
 
@@ -359,7 +366,16 @@ class RemoteSession:
                     if operation is not None:
                         break
                     self._changed.wait()
-            yield from operation.messages()
+            for message in operation.messages():
+                yield message
+                if isinstance(operation, WeightUpdate) and (batch := self._early_batch(operation, epoch)):
+                    yield from batch.messages()
+
+    def _early_batch(self, update: WeightUpdate, epoch: int) -> Batch | None:
+        with self._changed:
+            if self._closed or epoch != self._epoch:
+                return None
+            return self._journal.early_batch(update, self._max_in_flight, self._max_bytes)
 
     def _read(self) -> NpuError:
         """Takes answers until the stream ends, and tells why it did."""

@@ -44,11 +44,13 @@ class Description:
     Attributes:
         info: the device.
         max_in_flight: unanswered batches that it allows a session.
+        max_session_bytes: what it holds for a session.
         clock_offset_ns: server's monotonic clock minus ours.
     """
 
     info: Capabilities
     max_in_flight: int
+    max_session_bytes: int
     clock_offset_ns: int
 
 
@@ -105,6 +107,7 @@ class Transport:
         return Description(
             capabilities_from_proto(answer.fingerprint, answer.capabilities),
             answer.limits.max_in_flight,
+            answer.limits.max_session_bytes,
             offset_ns,
         )
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from npu_wire.errors import DeviceFault
+from npu_wire.errors import DeviceFault, NpuError
 from npu_wire.layer_map import Array, LayerMap, TensorSpec
 from npu_wire.quantize import quantize
 from trainer_client.npu.session import Npu, Session
@@ -38,6 +38,13 @@ class Compiled:
     def push(self) -> None:
         """Sends the weights that changed."""
         self.weights.push_changes(self.session)
+
+    def push_early(self) -> None:
+        """Sends what version counters tell; what goes wrong is for the next forward to raise."""
+        try:
+            self.weights.push_changes(self.session, only_counted=True)
+        except NpuError:
+            self.weights.forget()
 
     def inputs_of(self, call: Call, start: int, end: int) -> dict[str, Array]:
         """What the NPU gets of some samples of a call: INT8 codes, and raw inputs as they are."""

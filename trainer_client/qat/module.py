@@ -16,6 +16,7 @@ from trainer_client.qat.calibrate import CalibrationData, Range, RangeRule, obse
 from trainer_client.qat.capture import Captured, Example, capture
 from trainer_client.qat.checkpoint import take_ranges, to_tensors
 from trainer_client.qat.compiled import Compiled, compile_for
+from trainer_client.qat.early_push import EarlyPush
 from trainer_client.qat.evaluation import evaluate
 from trainer_client.qat.fold import fold_batch_norm
 from trainer_client.qat.lean_pass import LeanPass
@@ -115,6 +116,7 @@ class QatModule(nn.Module):
         self._trace = trace
         self._ranges: dict[str, Range] = {}
         self._compiled: Compiled | None = None
+        self._early_push = EarlyPush(captured.model, self._push_early)
         self._range_rule = RangeRule()
         self._batches = 0
         self._monitor = SaturationMonitor(self._owners)
@@ -310,6 +312,7 @@ class QatModule(nn.Module):
                 f"({largest}); use smaller batches and accumulate gradients"
             )
         run = LeanPass(compiled, call, self._is_full()) if self._lean else TrainingPass(compiled, call)
+        self._early_push.forward_begins()
         outputs = run.outputs()
         tapped = compiled.tapped
         self._last_noise = NoiseReport(1, run.noise, len(tapped.taps), len(tapped.missing), self._owners)
@@ -325,6 +328,10 @@ class QatModule(nn.Module):
         """Whether all noise is measured; a pass without a gradient has no other purpose."""
         due = self._full_pass_every > 0 and self._batches % self._full_pass_every == 0
         return due or not torch.is_grad_enabled()
+
+    def _push_early(self) -> None:
+        if self._compiled is not None:
+            self._compiled.push_early()
 
     def _evaluate(self, compiled: Compiled, call: Call) -> Sequence[Any]:
         return evaluate(compiled, call, self._npu.info.max_batch)

@@ -27,8 +27,12 @@ class PushedWeights:
             if tensor.name in names:
                 self._sent[tensor.name] = torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
 
-    def push_changes(self, session: Session) -> None:
+    def push_changes(self, session: Session, only_counted: bool = False) -> None:
         """Sends what the session does not hold yet.
+
+        Args:
+            session: the session.
+            only_counted: leave what a version counter does not tell to the next push.
 
         Raises:
             NpuError: see `Session.push_weights`; nothing counts as sent then.
@@ -38,9 +42,9 @@ class PushedWeights:
         for name in self._captured.initializers:
             live = self._captured.tensor(name).detach()
             versions[name] = live._version
-            if self._differs(name, live):
+            if self._differs(name, live, only_counted):
                 # A copy: the optimizer changes the tensor in place while this one may still be on its way.
-                changed[name] = live.to("cpu", torch.float32, copy=True).contiguous()
+                changed[name] = torch.empty(live.shape, dtype=torch.float32).copy_(live)
         if changed:
             session.push_weights({name: tensor.numpy() for name, tensor in changed.items()})
         self._sent.update(changed)
@@ -51,7 +55,7 @@ class PushedWeights:
         self._sent.clear()
         self._versions.clear()
 
-    def _differs(self, name: str, live: Tensor) -> bool:
+    def _differs(self, name: str, live: Tensor, only_counted: bool) -> bool:
         sent = self._sent.get(name)
         if (
             sent is None
@@ -59,4 +63,4 @@ class PushedWeights:
             or self._versions.get(name, live._version) != live._version
         ):
             return True
-        return not torch.equal(live, sent.to(live.device))
+        return not only_counted and not torch.equal(live, sent.to(live.device))

@@ -1,7 +1,7 @@
 """Values of the ONNX graph that depend on weights and shapes only, and on which weights they depend."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,6 +159,7 @@ class Constants:
         self._held = sum(array.size for array in initializers.values())
         self._computed = 0
         self._runners: dict[tuple[object, ...], Runner] = {}
+        self._derived: dict[str, list[str]] = {}  # initializer -> what is computed from it
         self._known = {
             name: Constant((array, array), frozenset([name]) if array.dtype == np.float32 else frozenset())
             for name, array in initializers.items()
@@ -248,25 +249,36 @@ class Constants:
                 self._computed += sum(value.size for value in {id(v): v for v in constant.values}.values())
         return True
 
-    def replace(self, tensors: Mapping[str, Array]) -> "Constants":
-        """The same constants with other values of some float initializers; this object stays as it is."""
+    def branch(self) -> "Constants":
+        """The same constants, to `take` other weights; this object stays as it is."""
+        if not self._derived:
+            for name, constant in self._known.items():  # in the order of evaluation
+                for parameter in constant.parameters if constant.node is not None else ():
+                    self._derived.setdefault(parameter, []).append(name)
         fresh = Constants({}, self._opset)
-        fresh._held, fresh._runners = self._held, self._runners
+        fresh._held, fresh._runners, fresh._derived = self._held, self._runners, self._derived
         fresh._known = dict(self._known)
-        for name, array in tensors.items():
-            fresh._known[name] = Constant((array, array), frozenset([name]))
-        for name, constant in self._known.items():  # in the order of evaluation
-            if constant.node is None or constant.parameters.isdisjoint(tensors):
-                continue
-            if constant.node.op_type == "CastLike":
-                fresh._known[name] = Constant(
-                    _each(fresh[constant.node.input[0]].values, lambda v: v.astype(np.float32)),
-                    constant.parameters,
-                    constant.node,
-                )
-            else:
-                fresh._known[name] = fresh._evaluate(constant.node, constant.position)
         return fresh
+
+    def take(self, parameter: str, array: Array, awaited: Collection[str]) -> None:
+        """Replaces a float initializer and what derives from it, but for what lacks another one.
+
+        Args:
+            parameter: name of the initializer.
+            array: its new value.
+            awaited: initializers that will be replaced later.
+        """
+        self._known[parameter] = Constant((array, array), frozenset([parameter]))
+        for name in self._derived.get(parameter, ()):
+            constant = self._known[name]
+            if not constant.parameters.isdisjoint(awaited):
+                continue
+            assert constant.node is not None
+            if constant.node.op_type == "CastLike":
+                values = _each(self[constant.node.input[0]].values, lambda v: v.astype(np.float32))
+                self._known[name] = Constant(values, constant.parameters, constant.node)
+            else:
+                self._known[name] = self._evaluate(constant.node, constant.position)
 
     def _evaluate(self, node: NodeProto, position: int = 0) -> Constant:
         sources = [self._known[name] for name in node.input if name]
