@@ -15,8 +15,8 @@ class EarlyPush:
     """Calls a function once between two training forwards: when the last optimizer of the step has stepped.
 
     Which optimizers there are, and which of them steps last, is learned from the steps before: PyTorch tells
-    of every optimizer's step. Nothing depends on it. Where an optimizer is not seen, steps in another thread or
-    in another order, or where weights change afterwards, the next forward sends what is missing.
+    of every optimizer's step. Nothing depends on it. Where an optimizer is not seen, steps in another thread
+    or in another order, or where weights change afterwards, the next forward sends what is missing.
 
     Args:
         model: whose parameters count.
