@@ -29,6 +29,9 @@ from npu_server.service.words import LineFormatter
 from npu_wire.channel import parse_endpoint
 from npu_wire.program import Command, Program
 
+_SWITCH_INTERVAL_S = 0.0005
+"""Python's 5 ms are what each message may wait for a device that prepares weights, several times over."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script; see `Program.main`."""
@@ -41,6 +44,7 @@ def _serve(config: ServeConfig, _called: str) -> NoReturn:
     logging.basicConfig(level=config.log_level, handlers=[handler])
     parent = os.getppid()
     use_one_arena()
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     stop = _stop_on_signals()
     app = importlib.import_module("npu_server.app")
     backend = create_backend(config.backend, _backend_options(config))

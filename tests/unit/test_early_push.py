@@ -85,6 +85,13 @@ def test_what_changes_after_the_push_is_sent_with_the_forward(
         parameter.data.mul_(0.5)
     else:
         net.load_state_dict({n: 0.5 * t for n, t in net.state_dict().items()}, assign=True)
+    batches = len(session.batches)
+    qat(images(8, seed=1))
+    assert_holds(session, net)
+    assert len(session.batches) == batches + (2 if how == "uncounted" else 1)
+    backward(qat)
+    optimizer.step()
+    parameter.data.mul_(0.5)
     qat(images(8, seed=1))
     assert_holds(session, net)
 

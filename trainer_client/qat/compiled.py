@@ -8,7 +8,7 @@ from torch import fx
 from npu_wire.errors import DeviceFault, NpuError
 from npu_wire.layer_map import Array, LayerMap, TensorSpec
 from npu_wire.quantize import quantize
-from trainer_client.npu.session import Npu, Session
+from trainer_client.npu.session import Npu, PendingBatch, Session
 from trainer_client.qat.calibrate import Range
 from trainer_client.qat.capture import Captured
 from trainer_client.qat.lean_graph import thin
@@ -45,6 +45,22 @@ class Compiled:
             self.weights.push_changes(self.session, only_counted=True)
         except NpuError:
             self.weights.forget()
+
+    def submit(self, inputs: Mapping[str, Array]) -> PendingBatch:
+        """Starts the NPU on a training batch, with the weights of now.
+
+        To compare those whose version counters stand still takes longer than the NPU's first layers, so it is
+        done beside them: a batch that was wrong to start is dropped and sent again. Where that has happened
+        once, later batches wait for the comparison.
+        """
+        if self.weights.counters_tell:
+            self.weights.push_changes(self.session, only_counted=True)
+            pending = self.session.submit(inputs, self.tapped.taps)
+            if not self.weights.push_changes(self.session):
+                return pending
+            self.weights.counters_tell = False
+        self.push()
+        return self.session.submit(inputs, self.tapped.taps)
 
     def inputs_of(self, call: Call, start: int, end: int) -> dict[str, Array]:
         """What the NPU gets of some samples of a call: INT8 codes, and raw inputs as they are."""

@@ -32,8 +32,7 @@ class TrainingPass:
         self._compiled = compiled
         self._call = call
         self._inputs = compiled.inputs_of(call, 0, call.samples)
-        compiled.push()
-        self.pending = compiled.session.submit(self._inputs, compiled.tapped.taps)
+        self.pending = compiled.submit(self._inputs)
         self.noise: dict[str, LayerNoise] = {}
         self.timings: list[Fp32Timing] = []
         self._mark_ns = time.monotonic_ns()

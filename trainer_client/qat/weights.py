@@ -15,11 +15,15 @@ class PushedWeights:
 
     A changed version counter is taken for a change. An unchanged one is no proof of the contrary:
     `tensor.data.add_()`, which older optimizers use, does not count. So a tensor whose counter stands still
-    is compared with the snapshot of what was sent; only steps that do not train it pay for that.
+    is compared with the snapshot of what was sent.
+
+    Attributes:
+        counters_tell: whether counters have told every change so far.
     """
 
     def __init__(self, captured: Captured) -> None:
         self._captured = captured
+        self.counters_tell = True
         self._versions: dict[str, int] = {}
         self._sent: dict[str, Tensor] = {}
         names = set(captured.initializers)
@@ -27,8 +31,8 @@ class PushedWeights:
             if tensor.name in names:
                 self._sent[tensor.name] = torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
 
-    def push_changes(self, session: Session, only_counted: bool = False) -> None:
-        """Sends what the session does not hold yet.
+    def push_changes(self, session: Session, only_counted: bool = False) -> bool:
+        """Sends what the session does not hold yet, and tells whether that was anything.
 
         Args:
             session: the session.
@@ -49,6 +53,7 @@ class PushedWeights:
             session.push_weights({name: tensor.numpy() for name, tensor in changed.items()})
         self._sent.update(changed)
         self._versions = versions
+        return bool(changed)
 
     def forget(self) -> None:
         """After an error it is unknown what the session holds: the next push sends everything."""
