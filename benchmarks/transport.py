@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import socket
 import statistics
 import subprocess
@@ -231,7 +230,8 @@ def report(table: Mapping[str, Mapping[str, float]], write: bool) -> None:
         cells = [f"{v:6.2f} ({v / table[peers.get(way, way)][size]:5.2f})" for size, v in row.items()]
         print(f"{way:16}", *(f"{cell:>14}" for cell in cells))
     if write:
-        machine = {"cpu": platform.processor() or platform.machine(), "cores": len(os.sched_getaffinity(0))}
+        cpu = Path("/proc/cpuinfo").read_text().partition("model name\t: ")[2].partition("\n")[0]
+        machine = {"cpu": cpu, "cores": len(os.sched_getaffinity(0))}
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps({"machine": machine, "gb_per_s": table}, indent=2) + "\n")
 
