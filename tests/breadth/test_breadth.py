@@ -6,13 +6,9 @@ from .children import outcomes
 from .examine import Outcome
 from .networks import find
 
-FEW = [
+NETWORKS = [
     "ViTForImageClassification",
-    "MobileNetV1ForImageClassification",
-    "mobilenetv3_small_minimal_100",
     "TCN",
-]
-MORE = [
     "mobilenetv3_small_minimal_100",
     "MobileNetV1ForImageClassification",
     "BertForSequenceClassification",
@@ -42,15 +38,10 @@ def _wrong(found: list[Outcome]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_few_networks_run() -> None:
+@pytest.mark.timeout(600)
+def test_networks_of_many_families_run() -> None:
     """Both backends agree, evaluation is the training forward bit for bit, every gradient is there."""
-    assert _wrong(_examined(FEW)) == []
-
-
-@pytest.mark.slow
-def test_more_networks_run() -> None:
-    """The same for families with other operators."""
-    assert _wrong(_examined(MORE)) == []
+    assert _wrong(_examined(NETWORKS)) == []
 
 
 def test_what_ends_a_process_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def test_our_backends_pass(name: str, profile: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="oneDNN has one kernel here")
 @pytest.mark.parametrize("isa", ["AVX2", "AVX512_CORE"])
-@pytest.mark.parametrize("profile", list_profiles())
+@pytest.mark.parametrize("profile", QUICK)  # which kernels sum depends on the machine, not on the profile
 def test_the_emulator_passes_where_kernels_are_wrong(profile: str, isa: str, tmp_path: Path) -> None:
     """On CPUs without VNNI INT8 kernels fail the start-up test: and all passes."""
     found = tmp_path / "found.json"
