@@ -305,6 +305,12 @@ def _rotated(net: Any, h: Tensor) -> Tensor:
     return torch.view_as_real(pairs * turn[None, None, None]).movedim(-1, 2).flatten(1, 2)
 
 
+def _sorted(net: Any, h: Tensor) -> Tensor:
+    """Rows in the order of their means, channels alike."""
+    order = h.mean((1, 3), keepdim=True).argsort(2)
+    return torch.take_along_dim(h, order, dim=2) * torch.arange(8.0)[:, None]
+
+
 def _filled(net: Any, h: Tensor) -> Tensor:
     """Memory of nobody's, written in two parts; one of them the same row for every row."""
     whole = h.new_empty(h.shape)
@@ -338,6 +344,7 @@ BORNE: dict[str, Callable[[], nn.Module]] = {
     "a mask made under vmap": lambda: Net(_masked_under_vmap),
     "one minus an integer": lambda: Net(lambda net, h: h * (1.0 - (h.argmax(1, keepdim=True) > 2).long())),
     "complex numbers that rotate": lambda: Net(_rotated),
+    "taken along a dimension": lambda: Net(_sorted),
     "new memory filled": lambda: Net(_filled),
     "one row written to many": lambda: Net(_copied_broadcast),
     "normalized next to nothing": lambda: Net(_faint),

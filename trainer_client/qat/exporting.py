@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from trainer_client.qat.refusal import tells_line, wants_one_batch_size
@@ -44,14 +45,39 @@ def exported(
     model = _with_named_keywords(model, kwargs)
     shapes = dynamic_shapes.dynamic_shapes(model, args, kwargs)  # type: ignore[no-untyped-call]
     try:
-        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+        with _Sizes():
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
     except Exception as error:
         if not wants_one_batch_size(error):
             raise
         try:
-            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=True)
+            with _Sizes():
+                return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=True)
         except Exception as strict:  # what a tracer has against a model may be anything
             raise (strict if tells_line(strict) else error) from None
+
+
+class _Sizes(TorchFunctionMode):
+    """Takes along a dimension by `gather`: PyTorch's own way compares sizes as plain numbers."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.take_along_dim or func is Tensor.take_along_dim:
+            found = _gathered(*args, **kwargs)
+            return func(*args, **kwargs) if found is None else found
+        return func(*args, **kwargs)
+
+
+def _gathered(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor | None:
+    """`take_along_dim` of equal ranks, sizes of 1 broadcast; None: flattened, which is another function."""
+    if dim is None or input.ndim != indices.ndim:
+        return None
+    own = dim % input.ndim
+    sizes = [-1 if d == own or n != 1 else indices.shape[d] for d, n in enumerate(input.shape)]
+    other = [-1 if d == own or n != 1 else input.shape[d] for d, n in enumerate(indices.shape)]
+    return torch.gather(input.expand(sizes), own, indices.expand(other))
 
 
 def promote_subtrahends(program: ExportedProgram) -> None:
