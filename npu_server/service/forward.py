@@ -24,7 +24,7 @@ from npu_server.service.outbox import Outbox
 from npu_server.service.quotas import Ledger, Limits
 from npu_server.service.rendezvous import StreamMemory
 from npu_server.service.requests import Requests
-from npu_server.service.sessions import Session
+from npu_server.service.sessions import SessionEntry
 from npu_server.service.stalls import StallWatch
 from npu_server.telemetry import Telemetry
 from npu_wire.errors import (
@@ -105,7 +105,7 @@ class ForwardStream:
 
     def __init__(
         self,
-        session: Session,
+        session: SessionEntry,
         device: Device,
         limits: Limits,
         telemetry: Telemetry,

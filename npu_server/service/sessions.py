@@ -40,7 +40,7 @@ class Stream(Protocol):
 
 
 @dataclass(eq=False)
-class Session:
+class SessionEntry:
     """A compiled program that belongs to one client.
 
     Attributes:
@@ -109,7 +109,7 @@ class SessionTable:
         self._limits = limits
         self._clock = clock
         self._lock = threading.Lock()
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, SessionEntry] = {}
         self._opening = 0
         self._memory = Memory(limits.max_server_bytes, limits.max_sessions, limits.stall_s)
         self._compilers = threading.BoundedSemaphore(_COMPILERS)
@@ -145,7 +145,7 @@ class SessionTable:
                 if not place.taken:
                     self._opening -= 1
 
-    def open(self, model: bytes, ranges: Ranges, place: Place) -> Session:
+    def open(self, model: bytes, ranges: Ranges, place: Place) -> SessionEntry:
         """Compiles a model into a session, on a reserved place.
 
         Raises:
@@ -161,11 +161,11 @@ class SessionTable:
         finally:
             self._compilers.release()
 
-    def _keep(self, program: Program, place: Place) -> Session:
+    def _keep(self, program: Program, place: Place) -> SessionEntry:
         session_id = secrets.token_hex(16)
         layer_map = program.layer_map
         now = self._clock()
-        session = Session(
+        session = SessionEntry(
             session_id=session_id,
             program=program,
             layer_map=layer_map,
@@ -186,7 +186,7 @@ class SessionTable:
         log.info("session %s opened: %d layers", session.short_id, len(layer_map.layers))
         return session
 
-    def get(self, session_id: str) -> Session:
+    def get(self, session_id: str) -> SessionEntry:
         """Finds a session and renews its lease.
 
         Raises:
@@ -202,7 +202,7 @@ class SessionTable:
             session.expires = self._clock() + self._limits.lease_s
             return session
 
-    def attach(self, session: Session, stream: Stream) -> None:
+    def attach(self, session: SessionEntry, stream: Stream) -> None:
         """Makes `stream` the session's stream; an earlier one ends.
 
         Raises:
@@ -218,7 +218,7 @@ class SessionTable:
         if earlier is not None:
             earlier.cancel(SessionLost(f"another stream was attached to session '{session.short_id}…'"))
 
-    def detach(self, session: Session, stream: Stream) -> None:
+    def detach(self, session: SessionEntry, stream: Stream) -> None:
         """Ends `stream`; the session's lease runs from now."""
         with self._lock:
             if session.stream is stream:
@@ -300,11 +300,11 @@ class SessionTable:
         if self._stop.is_set():
             raise ServerUnavailable("the server is shutting down; try again when it is back")
 
-    def _snapshot(self) -> list[Session]:
+    def _snapshot(self) -> list[SessionEntry]:
         with self._lock:
             return list(self._sessions.values())
 
-    def _dispose(self, session: Session, reason: NpuError | None) -> None:
+    def _dispose(self, session: SessionEntry, reason: NpuError | None) -> None:
         if session.stream is not None:
             session.stream.cancel(reason)
         try:

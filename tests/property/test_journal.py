@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from npu_wire.errors import DeviceFault, InvalidInput, NpuError
 from npu_wire.layer_map import Int8Array, LayerMap, LayerSpec, TensorSpec
-from trainer_client.npu.journal import Batch, Journal, Operation, WeightUpdate
+from trainer_client.npu.journal import Journal, Operation, SentBatch, WeightUpdate
 
 LAYER = LayerSpec(TensorSpec("y", (1,), 1.0, 0), "Add", ("x",))
 LAYER_MAP = LayerMap((TensorSpec("x", (1,), 1.0, 0),), (LAYER,), ("y",))
@@ -22,7 +22,7 @@ Weights = dict[str, float]
 class Nobody:
     """Never asked: the test looks at the batches itself."""
 
-    def wait_for(self, batch: Batch, layer: int) -> Int8Array:
+    def wait_for(self, batch: SentBatch, layer: int) -> Int8Array:
         raise AssertionError
 
 
@@ -37,8 +37,8 @@ class Simulation:
         self.believed: Weights = {}
         self.seen: set[str] = set()
         self.version = 0
-        self.batches: list[tuple[Batch, Weights]] = []
-        self.answers: dict[Batch, Weights] = {}
+        self.batches: list[tuple[SentBatch, Weights]] = []
+        self.answers: dict[SentBatch, Weights] = {}
 
     def push(self, name: str, value: float) -> None:
         """The user adds to what he believes to be on the NPU."""
@@ -53,7 +53,7 @@ class Simulation:
 
     def submit(self) -> None:
         """The user expects an answer of the weights that he believes in."""
-        batch = Batch(len(self.batches) + 1, self.version, {"x": DATA}, 1, (), LAYER_MAP, Nobody())
+        batch = SentBatch(len(self.batches) + 1, self.version, {"x": DATA}, 1, (), LAYER_MAP, Nobody())
         self.batches.append((batch, dict(self.believed)))
         self.journal.append(batch)
 
@@ -90,12 +90,12 @@ class Simulation:
         if not self.inbox:
             return
         operation, *behind = self.inbox
-        if isinstance(operation, WeightUpdate) and behind and isinstance(behind[0], Batch):
+        if isinstance(operation, WeightUpdate) and behind and isinstance(behind[0], SentBatch):
             # Its first layers may be answered already; if the update is refused it fails nevertheless.
             assert self.journal.current_batch(behind[0].batch_id) is behind[0]
             behind[0].tensors[0] = DATA
         self.inbox.pop(0)
-        if isinstance(operation, Batch):
+        if isinstance(operation, SentBatch):
             self.answers[operation] = dict(self.on_the_npu)
             operation.tensors[0] = DATA
             self.journal.batch_done(operation.batch_id)

@@ -70,12 +70,12 @@ class WeightUpdate:
 class Waiter(Protocol):
     """Who knows how long to wait for a tensor."""
 
-    def wait_for(self, batch: "Batch", layer: int) -> Int8Array:
+    def wait_for(self, batch: "SentBatch", layer: int) -> Int8Array:
         """Returns the tensor or raises."""
         ...
 
 
-class Batch:
+class SentBatch:
     """A batch with the answers that have come; implements `trainer_client.npu.session.PendingBatch`.
 
     Args:
@@ -186,7 +186,7 @@ class Batch:
         return layer, array
 
 
-Operation = WeightUpdate | Batch
+Operation = WeightUpdate | SentBatch
 
 
 class Journal:
@@ -225,7 +225,7 @@ class Journal:
         self._operations.append(operation)
         self.changed.notify_all()
 
-    def raise_error_of(self, batch: Batch) -> None:
+    def raise_error_of(self, batch: SentBatch) -> None:
         """Raises what went wrong with a batch.
 
         Raises:
@@ -243,7 +243,7 @@ class Journal:
     def rewind(self, layer_map: LayerMap) -> int:
         """Makes everything unsent, for a new server, and tells how many batches that are."""
         self._sent = 0
-        batches = [operation for operation in self._operations if isinstance(operation, Batch)]
+        batches = [operation for operation in self._operations if isinstance(operation, SentBatch)]
         for batch in batches:
             batch.begin(layer_map)
         return len(batches)
@@ -256,26 +256,26 @@ class Journal:
         if self._sent == len(self._operations) or (self._deaths and self._sent):
             return None
         operation = self._operations[self._sent]
-        in_flight = sum(isinstance(self._operations[i], Batch) for i in range(self._sent))
-        if isinstance(operation, Batch) and in_flight >= max_in_flight:
+        in_flight = sum(isinstance(self._operations[i], SentBatch) for i in range(self._sent))
+        if isinstance(operation, SentBatch) and in_flight >= max_in_flight:
             return None
         self._sent += 1
         return operation
 
-    def early_batch(self, update: WeightUpdate, max_in_flight: int, max_bytes: int) -> Batch | None:
+    def early_batch(self, update: WeightUpdate, max_in_flight: int, max_bytes: int) -> SentBatch | None:
         """The batch that may be sent while `update` is: one, next behind it, and room for both on the server.
 
         Marks it as sent. After a server has died there is none; see `next_to_send`.
         """
         is_next = 0 < self._sent < len(self._operations) and self._operations[self._sent - 1] is update
         batch = self._operations[self._sent] if is_next else None
-        if not isinstance(batch, Batch) or batch.input_bytes + update.largest_bytes > max_bytes:
+        if not isinstance(batch, SentBatch) or batch.input_bytes + update.largest_bytes > max_bytes:
             return None
         operation = self.next_to_send(max_in_flight)
         assert operation in (batch, None)
         return batch if operation is batch else None
 
-    def current_batch(self, batch_id: int) -> Batch:
+    def current_batch(self, batch_id: int) -> SentBatch:
         """The batch that is being answered: the next one, and that may be while its update still loads.
 
         Raises:
@@ -283,7 +283,7 @@ class Journal:
         """
         position = 1 if isinstance(self.head, WeightUpdate) else 0
         batch = self._operations[position] if position < self._sent else None
-        if not isinstance(batch, Batch) or batch.batch_id != batch_id:
+        if not isinstance(batch, SentBatch) or batch.batch_id != batch_id:
             raise DeviceFault(f"the server answered batch {batch_id}, which is not the next one")
         return batch
 
@@ -332,7 +332,7 @@ class Journal:
         else:
             failed = failed[:1]
         for operation in failed:
-            if isinstance(operation, Batch):
+            if isinstance(operation, SentBatch):
                 operation.error = error
             self._remove_head()
 

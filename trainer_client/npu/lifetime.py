@@ -17,7 +17,7 @@ from functools import partial
 from npu_wire.errors import ServerUnavailable
 from npu_wire.layer_map import Array, Float32Array, Int8Array, LayerMap
 from trainer_client.npu.embedded import EmbeddedServer
-from trainer_client.npu.journal import Batch
+from trainer_client.npu.journal import SentBatch
 from trainer_client.npu.session import LayerTiming
 from trainer_client.npu.stream import RemoteSession
 from trainer_client.npu.transport import Transport
@@ -180,7 +180,7 @@ class HeldSession:
 class HeldBatch:
     """A batch that keeps its session; implements `trainer_client.npu.session.PendingBatch`."""
 
-    def __init__(self, batch: Batch, belongings: Belongings, session: HeldSession) -> None:
+    def __init__(self, batch: SentBatch, belongings: Belongings, session: HeldSession) -> None:
         self._batch = batch
         self._belongings = belongings
         self._session = session

@@ -40,7 +40,7 @@ from npu_wire.tensors import check_inputs, is_finite
 from npu_wire.v1 import npu_pb2
 from trainer_client.npu.arrival import Arrival
 from trainer_client.npu.clock import ServerClock
-from trainer_client.npu.journal import Batch, Journal, Request, WeightUpdate, again, named
+from trainer_client.npu.journal import Journal, Request, SentBatch, WeightUpdate, again, named
 from trainer_client.npu.session import Ranges
 from trainer_client.npu.transport import Patience, Transport
 
@@ -135,7 +135,7 @@ class RemoteSession:
             self._journal.append(WeightUpdate(self._version + 1, ordered))
             self._version += 1
 
-    def submit(self, inputs: Mapping[str, Array], taps: Collection[int]) -> Batch:
+    def submit(self, inputs: Mapping[str, Array], taps: Collection[int]) -> SentBatch:
         """Sends one batch and returns at once; see `Session.submit`. The arrays are copied.
 
         Raises:
@@ -152,12 +152,12 @@ class RemoteSession:
         with self._changed:
             self._check_usable()
             self._batch_id += 1
-            pending = Batch(self._batch_id, self._version, copies, samples, taps, self.layer_map, self)
+            pending = SentBatch(self._batch_id, self._version, copies, samples, taps, self.layer_map, self)
             self._journal.append(pending)
         return pending
 
-    def wait_for(self, batch: Batch, layer: int) -> Int8Array:
-        """Waits for a tensor; the waiting side of `Batch.tensor`."""
+    def wait_for(self, batch: SentBatch, layer: int) -> Int8Array:
+        """Waits for a tensor; the waiting side of `SentBatch.tensor`."""
         begin = time.monotonic()
         with self._changed:
             self._journal.raise_error_of(batch)
@@ -371,7 +371,7 @@ class RemoteSession:
                 if isinstance(operation, WeightUpdate) and (batch := self._early_batch(operation, epoch)):
                     yield from batch.messages()
 
-    def _early_batch(self, update: WeightUpdate, epoch: int) -> Batch | None:
+    def _early_batch(self, update: WeightUpdate, epoch: int) -> SentBatch | None:
         with self._changed:
             if self._closed or epoch != self._epoch:
                 return None
