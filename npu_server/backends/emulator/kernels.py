@@ -195,7 +195,12 @@ class EmulatorKernels:
         sums = x.sum(dim=kernel.axes, dtype=torch.int64) - count * layer.sources[0].zero_point
         shaped = sums.reshape(len(x), *layer.shape)
         if isinstance(kernel, Mean):
-            return stored(self._average(layer, shaped, np.array(count), "mean"))
+            low, high = int(shaped.min()), int(shaped.max())
+            if high - low >= shaped.numel():
+                return stored(self._average(layer, shaped, np.array(count), "mean"))
+            # Fewer different sums than elements: each is averaged once.
+            every = torch.arange(low, high + 1, device=self._device)
+            return stored(self._average(layer, every, np.array(count), "mean")[shaped - low])
         # These tensors are small: the specification itself finishes them.
         source, output = layer.sources[0], layer.output
         codes = total(shaped.cpu().numpy(), count, source, layer.scale, output, self._profile)

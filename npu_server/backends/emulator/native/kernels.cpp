@@ -21,7 +21,7 @@ struct Layer {
   int32_t rule, narrow, wrapped_bits, register_low, register_high;  // of the register, if narrower than 32 bits
   int32_t zero_point, low, high;                                    // of the output
   const void* weights;    // by pack()
-  const int8_t* padding;  // as many codes of the input's zero point as there are channels, to the next 64
+  const int8_t* padding;  // codes of the input's zero point, as many as four pixels have channels, to the next 64
   // One entry a position, see order().
   const int32_t *start, *left, *mantissa, *half, *sign, *right;
   const int64_t *nudge, *step, *shift;
@@ -103,43 +103,69 @@ inline Ints clamp(Ints v, Ints low, Ints high) {
 #endif
 }
 
-// Stores the first `count` lanes, which are codes.
-inline void store(int8_t* to, Ints codes, int count) {
+// 1 where v is negative and `sign` is 31, 0 elsewhere; `sign` is 31 or 32.
+inline Ints negative(Ints v, Ints sign) {
 #if defined(__AVX512VNNI__)
-  const __m128i narrow = _mm512_cvtepi32_epi8((__m512i)codes);
-  if (count >= kLanes)  // a store with a mask is slow on some CPUs
-    _mm_storeu_si128((__m128i*)to, narrow);
-  else if (count == 8)
-    _mm_storel_epi64((__m128i*)to, narrow);
-  else
-    _mm_mask_storeu_epi8(to, (1 << count) - 1, narrow);
+  return (Ints)_mm512_srlv_epi32((__m512i)v, (__m512i)sign);
+#elif defined(__AVX2__)
+  return (Ints)_mm256_srlv_epi32((__m256i)v, (__m256i)sign);
 #else
-  int8_t narrow[kLanes];
-  for (int i = 0; i < kLanes; ++i) narrow[i] = codes[i];
-  memcpy(to, narrow, count >= kLanes ? kLanes : count);
+  return (v >> 31) & (sign - 32) & 1;
 #endif
 }
 
+// Clamps codes and stores them. Holds its bounds itself: a store of bytes might change any `Layer`, to a compiler.
+struct Codes {
+#if defined(__AVX512VNNI__)
+  __m128i low, high;
+  explicit Codes(const Layer& l) : low(_mm_set1_epi8(l.low)), high(_mm_set1_epi8(l.high)) {}
+  void store(int8_t* to, Ints v, int count) const {
+    const __m128i narrow = _mm_min_epi8(_mm_max_epi8(_mm512_cvtsepi32_epi8((__m512i)v), low), high);
+    if (count >= kLanes)  // a store with a mask is slow on some CPUs
+      _mm_storeu_si128((__m128i*)to, narrow);
+    else if (count == 8)
+      _mm_storel_epi64((__m128i*)to, narrow);
+    else
+      _mm_mask_storeu_epi8(to, (1 << count) - 1, narrow);
+  }
+#else
+  Ints low, high;
+  explicit Codes(const Layer& l) : low(every(l.low)), high(every(l.high)) {}
+  void store(int8_t* to, Ints v, int count) const {
+    v = clamp(v, low, high);
+    int8_t narrow[kLanes];
+    for (int i = 0; i < kLanes; ++i) narrow[i] = v[i];
+    memcpy(to, narrow, count >= kLanes ? kLanes : count);
+  }
+#endif
+};
+
 // ---- From a sum to a code.
 
-inline Ints held(const Layer& layer, Ints v) {
-  if (!layer.narrow) return v;
-  v = (v << layer.wrapped_bits) >> layer.wrapped_bits;
-  return clamp(v, every(layer.register_low), every(layer.register_high));
-}
+// What a register of fewer than 32 bits holds of a sum.
+struct Register {
+  bool narrow;
+  int wrapped_bits;
+  Ints low, high;
+  explicit Register(const Layer& l)
+      : narrow(l.narrow), wrapped_bits(l.wrapped_bits), low(every(l.register_low)), high(every(l.register_high)) {}
+  Ints holds(Ints v) const {
+    return narrow ? clamp((v << wrapped_bits) >> wrapped_bits, low, high) : v;
+  }
+};
 
-// ((v << left) * mantissa rounded half up to its high half, + half, less 1 where negative and `sign`) >> right
+// A code before it is clamped: ((v << left) * mantissa, rounded half up to its high half, + half, less 1 where it is
+// negative and `sign` says so) >> right; `half` holds the output's zero point too.
 template <int RULE>
 struct Requantizer {
-  const Layer& layer;
-  Ints left, mantissa, half, sign, right, zero_point, low, high;
+  Register held;
+  Ints left, mantissa, half, sign, right;
   Requantizer(const Layer& l, int64_t at)
-      : layer(l), left(load(l.left + at)), mantissa(load(l.mantissa + at)), half(load(l.half + at)),
-        sign(load(l.sign + at)), right(load(l.right + at)), zero_point(every(l.zero_point)), low(every(l.low)),
-        high(every(l.high)) {}
+      : held(l), left(load(l.left + at)), mantissa(load(l.mantissa + at)), half(load(l.half + at)),
+        sign(load(l.sign + at)), right(load(l.right + at)) {}
   Ints operator()(Ints v) const {
-    v = high_half(held(layer, v) << left, mantissa);
-    return clamp(((v + half + ((v >> 31) & sign)) >> right) + zero_point, low, high);
+    v = high_half(held.holds(v) << left, mantissa);
+    return (v + half - negative(v, sign)) >> right;
   }
 };
 
@@ -155,7 +181,7 @@ struct ByLane {
   int64_t at;
   ByLane(const Layer& l, int64_t position) : layer(l), at(position) {}
   Ints operator()(Ints sums) const {
-    Ints v = held(layer, sums);
+    Ints v = Register(layer).holds(sums);
     const int64_t zero_point = layer.zero_point, low = layer.low - zero_point, high = layer.high - zero_point;
     alignas(64) int32_t x[kLanes];
     memcpy(x, &v, sizeof x);
@@ -210,21 +236,43 @@ inline void copy(Cell* to, const int8_t* from, int64_t count) {
   int64_t i = 0;
   for (; i + 64 <= count; i += 64)
     _mm512_storeu_si512(to + i, _mm512_xor_si512(_mm512_loadu_si512(from + i), flip));
-  if (i < count) {
-    const __mmask64 mask = (1ULL << (count - i)) - 1;
+  const __mmask64 mask = (1ULL << (count - i)) - 1;
+  if (count - i > 32) {
     _mm512_storeu_si512(to + i, _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, from + i), flip));
+  } else if (i < count) {
+    const __m256i rest = _mm256_maskz_loadu_epi8(mask, from + i);
+    _mm256_storeu_si256((__m256i*)(to + i), _mm256_xor_si256(rest, _mm512_castsi512_si256(flip)));
   }
 #else
   for (int64_t i = 0; i < count; ++i) to[i] = Cell(from[i] + kOffset);
 #endif
 }
 
+// An output pixel: in which image, row and column, and where its window begins.
+struct Pixel {
+  const Layer& l;
+  int64_t image, down, across;
+  Pixel(const Layer& layer, int64_t index)
+      : l(layer), image(index / l.out_width / l.out_height), down(index / l.out_width % l.out_height),
+        across(index % l.out_width) {}
+  int64_t top() const { return down * l.stride_h - l.pad_top; }
+  int64_t left() const { return across * l.stride_w - l.pad_left; }
+  const int8_t* start(const int8_t* x) const { return x + image * l.height * l.width * l.channels; }
+  void advance(int64_t pixels) {  // within the row, or to the next one
+    across += pixels;
+    if (across < l.out_width) return;
+    across = 0;
+    if (++down < l.out_height) return;
+    down = 0;
+    ++image;
+  }
+};
+
 // The window of one output pixel: kernel row by kernel row, column by column, the group's channels.
-inline void gather(const Layer& l, const int8_t* x, int64_t pixel, int group, Cell* to) {
+inline void gather(const Layer& l, const int8_t* x, const Pixel& pixel, int group, Cell* to) {
   const int64_t channels = l.channels / l.groups, first = group * channels;
-  const int64_t across = pixel % l.out_width, down = pixel / l.out_width % l.out_height;
-  const int64_t top = down * l.stride_h - l.pad_top, left = across * l.stride_w - l.pad_left;
-  const int8_t* image = x + pixel / l.out_width / l.out_height * l.height * l.width * l.channels;
+  const int64_t top = pixel.top(), left = pixel.left();
+  const int8_t* image = pixel.start(x);
   const bool whole = l.groups == 1 && l.dilation_w == 1 && left >= 0 && left + l.kernel_w <= l.width;
   for (int64_t i = 0; i < l.kernel_h; ++i) {
     const int64_t row = top + i * l.dilation_h;
@@ -270,10 +318,12 @@ void tile(const Layer& l, const char* panel, int64_t stride, int64_t steps, cons
     }
     for (int b = 0; b < (ROWS + 2) / 3; ++b) rows[b] += 4;
   }
+  const Codes codes(l);
+  const int64_t apart = l.outputs;
   for (int v = 0; v < VECTORS; ++v) {
-    const Requantizer<RULE> codes(l, position + v * kLanes);
+    const Requantizer<RULE> code(l, position + v * kLanes);
 #pragma GCC unroll 12
-    for (int r = 0; r < ROWS; ++r) store(y + r * l.outputs + v * kLanes, codes(sums[r][v]), count - v * kLanes);
+    for (int r = 0; r < ROWS; ++r) codes.store(y + r * apart + v * kLanes, code(sums[r][v]), count - v * kLanes);
   }
 }
 
@@ -293,6 +343,8 @@ void column(const Layer& l, const char* panel, int64_t rows, int64_t steps, cons
 template <int RULE>
 bool dense(const Layer& l, const int8_t* x, int8_t* y, int64_t first, int64_t last) {
   const int64_t steps = steps_of(l), stride = 4 * steps, outputs = l.outputs / l.groups, vectors = vectors_of(l);
+  const bool one_to_one = l.groups == 1 && l.kernel_h * l.kernel_w * l.stride_h * l.stride_w == 1 &&
+                          l.height == l.out_height && l.width == l.out_width && l.channels % kCells == 0;
   // Panel and what comes of it stay in the cache while the weights pass.
   int64_t rows = (128 << 10) / (stride + outputs) / kRows * kRows;
   rows = within<int64_t>(rows, 4 * kRows, 64 * kRows);
@@ -303,7 +355,11 @@ bool dense(const Layer& l, const int8_t* x, int8_t* y, int64_t first, int64_t la
     const int64_t count = pixel + rows < last ? rows : last - pixel;
     for (int64_t g = 0; g < l.groups; ++g) {
       // Cells between the window's last and the step's last meet weights of 0.
-      for (int64_t r = 0; r < count; ++r) gather(l, x, pixel + r, g, (Cell*)(panel + r * stride));
+      Pixel next(l, pixel);
+      if (one_to_one)
+        copy((Cell*)panel, x + pixel * l.channels, count * l.channels);
+      else
+        for (int64_t r = 0; r < count; ++r, next.advance(1)) gather(l, x, next, g, (Cell*)(panel + r * stride));
       for (int64_t v = 0; v < vectors; v += kVectors) {
         const int64_t vector = g * vectors + v;
         const char* weights = (const char*)l.weights + vector * steps * sizeof(Ints);
@@ -323,6 +379,14 @@ bool dense(const Layer& l, const int8_t* x, int8_t* y, int64_t first, int64_t la
 
 constexpr int kBlock = 64, kMostTaps = 64;
 
+// Where windows move by one pixel, neighbours are one long row of channels, and so many of them are whole blocks.
+inline int64_t pixels_of(const Layer& l) {
+  int64_t pixels = 1;
+  while (l.stride_w == 1 && pixels * l.channels % kBlock && pixels < 4) pixels *= 2;
+  return pixels * l.channels % kBlock ? 1 : pixels;
+}
+inline int64_t blocks_of(const Layer& l) { return (pixels_of(l) * l.channels + kBlock - 1) / kBlock; }
+
 #if defined(__AVX512VNNI__)
 // Four taps are brought together byte by byte, in each quarter of the vectors on its own: vector j holds of each
 // quarter q the channels 16 q + 4 j to 16 q + 4 j + 3. Packing the codes undoes it.
@@ -332,84 +396,112 @@ inline int channel_at(int position) {
 }
 constexpr int kTaps = 4;
 
-template <int RULE>
-inline void block(const Layer& l, const int8_t* const* taps, int count, const char* weights, int64_t position,
-                  int8_t* y, int channels, int64_t room) {
-  const __mmask64 mask = channels >= kBlock ? ~0ULL : (1ULL << channels) - 1;
+// Codes of one block of N windows, whose taps lie `apart[t]` bytes from each other.
+template <int RULE, int N>
+inline void block(const Layer& l, const int8_t* const* taps, const int64_t* apart, int64_t first, int count,
+                  const char* weights, int8_t* y, int64_t y_apart, int64_t channels, int64_t room) {
+  const bool full = channels >= kBlock;
+  const __mmask64 mask = full ? ~0ULL : (1ULL << channels) - 1;
   const __m512i flip = _mm512_set1_epi8(char(0x80));
-  Ints sums[4];
-  for (int j = 0; j < 4; ++j) sums[j] = load(l.start + position + 16 * j);
-  for (int t = 0; t < count; t += kTaps, weights += 4 * sizeof(Ints)) {
-    __m512i x[kTaps];
-    for (int i = 0; i < kTaps; ++i)
-      x[i] = t + i < count ? _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, taps[t + i]), flip) : flip;
-    __m512i low = _mm512_unpacklo_epi8(x[0], x[1]), high = _mm512_unpackhi_epi8(x[0], x[1]);
-    __m512i low2 = _mm512_unpacklo_epi8(x[2], x[3]), high2 = _mm512_unpackhi_epi8(x[2], x[3]);
-    sums[0] = dot(sums[0], (Ints)_mm512_unpacklo_epi16(low, low2), load(weights));
-    sums[1] = dot(sums[1], (Ints)_mm512_unpackhi_epi16(low, low2), load(weights + 64));
-    sums[2] = dot(sums[2], (Ints)_mm512_unpacklo_epi16(high, high2), load(weights + 128));
-    sums[3] = dot(sums[3], (Ints)_mm512_unpackhi_epi16(high, high2), load(weights + 192));
+  Ints sums[N][4];
+  for (int n = 0; n < N; ++n)
+    for (int j = 0; j < 4; ++j) sums[n][j] = load(l.start + first + 16 * j);
+  for (int t = 0; t < count; t += kTaps, weights += 4 * sizeof(Ints))
+    for (int n = 0; n < N; ++n) {
+      __m512i x[kTaps];
+      for (int i = 0; i < kTaps; ++i) {
+        if (t + i >= count) {
+          x[i] = flip;  // meets weights of 0
+          continue;
+        }
+        const int8_t* from = taps[t + i] + n * apart[t + i] + first;
+        x[i] = _mm512_xor_si512(full ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi8(mask, from), flip);
+      }
+      const __m512i low = _mm512_unpacklo_epi8(x[0], x[1]), high = _mm512_unpackhi_epi8(x[0], x[1]);
+      const __m512i low2 = _mm512_unpacklo_epi8(x[2], x[3]), high2 = _mm512_unpackhi_epi8(x[2], x[3]);
+      sums[n][0] = dot(sums[n][0], (Ints)_mm512_unpacklo_epi16(low, low2), load(weights));
+      sums[n][1] = dot(sums[n][1], (Ints)_mm512_unpackhi_epi16(low, low2), load(weights + 64));
+      sums[n][2] = dot(sums[n][2], (Ints)_mm512_unpacklo_epi16(high, high2), load(weights + 128));
+      sums[n][3] = dot(sums[n][3], (Ints)_mm512_unpackhi_epi16(high, high2), load(weights + 192));
+    }
+  for (int j = 0; j < 4; ++j) {
+    const Requantizer<RULE> codes(l, first + 16 * j);
+    for (int n = 0; n < N; ++n) sums[n][j] = codes(sums[n][j]);
   }
-  for (int j = 0; j < 4; ++j) sums[j] = Requantizer<RULE>(l, position + 16 * j)(sums[j]);
-  __m512i first = _mm512_packs_epi32((__m512i)sums[0], (__m512i)sums[1]);
-  __m512i second = _mm512_packs_epi32((__m512i)sums[2], (__m512i)sums[3]);
-  const __m512i codes = _mm512_packs_epi16(first, second);
-  if (room >= kBlock)
-    _mm512_storeu_si512(y, codes);
-  else
-    _mm512_mask_storeu_epi8(y, mask, codes);
+  const __m512i low = _mm512_set1_epi8(l.low), high = _mm512_set1_epi8(l.high);
+  for (int n = 0; n < N; ++n, y += y_apart, room -= y_apart) {
+    __m512i codes = _mm512_packs_epi16(_mm512_packs_epi32((__m512i)sums[n][0], (__m512i)sums[n][1]),
+                                       _mm512_packs_epi32((__m512i)sums[n][2], (__m512i)sums[n][3]));
+    codes = _mm512_min_epi8(_mm512_max_epi8(codes, low), high);
+    if (room >= kBlock)  // what is written beyond the pixel's last channel the next pixel overwrites
+      _mm512_storeu_si512(y + first, codes);
+    else
+      _mm512_mask_storeu_epi8(y + first, mask, codes);
+  }
 }
 #else
 inline int channel_at(int position) { return position; }
 constexpr int kTaps = 1;
 
-template <int RULE>
-inline void block(const Layer& l, const int8_t* const* taps, int count, const char* weights, int64_t position,
-                  int8_t* y, int channels, int64_t) {
-  alignas(64) int32_t sums[kBlock];
-  memcpy(sums, l.start + position, sizeof sums);
-  const Weight* w = (const Weight*)weights;
-  for (int t = 0; t < count; ++t, w += kBlock) {
-    const int8_t* x = taps[t];
-    if (channels >= kBlock)
-      for (int c = 0; c < kBlock; ++c) sums[c] += int16_t(x[c]) * w[c];
-    else
-      for (int c = 0; c < channels; ++c) sums[c] += int16_t(x[c]) * w[c];
+template <int RULE, int N>
+inline void block(const Layer& l, const int8_t* const* taps, const int64_t* apart, int64_t first, int count,
+                  const char* weights, int8_t* y, int64_t y_apart, int64_t channels, int64_t) {
+  for (int n = 0; n < N; ++n) {
+    alignas(64) int32_t sums[kBlock];
+    memcpy(sums, l.start + first, sizeof sums);
+    const Weight* w = (const Weight*)weights;
+    for (int t = 0; t < count; ++t, w += kBlock) {
+      const int8_t* x = taps[t] + n * apart[t] + first;
+      if (channels >= kBlock)
+        for (int c = 0; c < kBlock; ++c) sums[c] += int16_t(x[c]) * w[c];
+      else
+        for (int c = 0; c < channels; ++c) sums[c] += int16_t(x[c]) * w[c];
+    }
+    for (int c = 0; c < channels && c < kBlock; c += kLanes)
+      Codes(l).store(y + n * y_apart + first + c, Requantizer<RULE>(l, first + c)(load(sums + c)), channels - c);
   }
-  for (int c = 0; c < channels && c < kBlock; c += kLanes)
-    store(y + c, Requantizer<RULE>(l, position + c)(load(sums + c)), channels - c);
 }
 #endif
 
-inline int64_t blocks_of(const Layer& l) { return (l.channels + kBlock - 1) / kBlock; }
 inline int64_t block_weights(const Layer& l) {  // how many
   return (int64_t(l.kernel_h) * l.kernel_w + kTaps - 1) / kTaps * kTaps * kBlock;
 }
 
 template <int RULE, int TAPS>
 void depthwise(const Layer& l, const int8_t* x, int8_t* y, int64_t first, int64_t last) {
+  constexpr int kMost = TAPS ? TAPS : kMostTaps;
   const int count = TAPS ? TAPS : l.kernel_h * l.kernel_w;
   const int64_t line = int64_t(l.width) * l.channels, size = block_weights(l) * sizeof(Weight);
-  for (int64_t pixel = first; pixel < last; ++pixel) {
-    const int64_t across = pixel % l.out_width, down = pixel / l.out_width % l.out_height;
-    const int64_t top = down * l.stride_h - l.pad_top, left = across * l.stride_w - l.pad_left;
-    const int8_t* image = x + pixel / l.out_width / l.out_height * l.height * line;
-    const int8_t* taps[TAPS ? TAPS : kMostTaps];
+  const int64_t together = pixels_of(l), reach = (l.kernel_w - 1) * l.dilation_w;
+  Pixel next(l, first);
+  for (int64_t pixel = first, taken; pixel < last; pixel += taken, next.advance(taken)) {
+    const int64_t left = next.left(), top = next.top();
+    // How many windows from here on lie between the image's sides, in this row.
+    int64_t free = left < 0 ? 0 : (l.width - 1 - reach - left) / l.stride_w + 1;
+    free = within<int64_t>(free, 0, within<int64_t>(l.out_width - next.across, 0, last - pixel));
+    const int8_t* taps[kMost];
+    int64_t apart[kMost];
+    taken = free >= 2 * together ? 2 * together : free >= together ? together : 1;
+    const int64_t unit = taken == 1 ? 1 : together;
     for (int i = 0, t = 0; i < l.kernel_h; ++i) {
       const int64_t row = top + i * l.dilation_h;
+      const bool inside = row >= 0 && row < l.height;
       for (int j = 0; j < l.kernel_w; ++j, ++t) {
         const int64_t at = left + j * l.dilation_w;
-        const bool there = row >= 0 && row < l.height && at >= 0 && at < l.width;
-        taps[t] = there ? image + row * line + at * l.channels : l.padding;
+        const bool there = inside && at >= 0 && at < l.width;
+        taps[t] = there ? next.start(x) + row * line + at * l.channels : l.padding;
+        apart[t] = there ? unit * l.stride_w * l.channels : 0;
       }
     }
+    const int64_t width = unit * l.channels;
     int8_t* to = y + pixel * l.channels;
-    for (int64_t b = 0; b < blocks_of(l); ++b) {
-      const int8_t* here[TAPS ? TAPS : kMostTaps];
-      for (int t = 0; t < count; ++t) here[t] = taps[t] + b * kBlock;
-      // What is written beyond the pixel's last channel the next pixel overwrites.
-      block<RULE>(l, here, count, (const char*)l.weights + b * size, b * kBlock, to + b * kBlock,
-                  l.channels - b * kBlock, (last - pixel) * l.channels - b * kBlock);
+    for (int64_t at = 0; at < width; at += kBlock) {
+      const char* weights = (const char*)l.weights + at / kBlock * size;
+      const int64_t room = (last - pixel) * l.channels - at;
+      if (taken == 2 * unit)
+        block<RULE, 2>(l, taps, apart, at, count, weights, to, width, width - at, room);
+      else
+        block<RULE, 1>(l, taps, apart, at, count, weights, to, width, width - at, room);
     }
   }
 }
@@ -460,7 +552,8 @@ EXPORT(void, order)(const Layer* l, int64_t* to) {
   for (int64_t p = 0, n = NAMED(LEVEL, positions)(l); p < n; ++p) {
     const int64_t dense = p % each < outputs ? p / each * outputs + p % each : -1;
     const int64_t channel = p / kBlock * kBlock + channel_at(p % kBlock);
-    to[p] = !l->depthwise ? dense : channel < l->channels ? channel : -1;
+    const int64_t neighbours = channel < pixels_of(*l) * l->channels ? channel % l->channels : -1;
+    to[p] = l->depthwise ? neighbours : dense;
   }
 }
 
@@ -475,8 +568,9 @@ EXPORT(void, pack)(const Layer* l, const int8_t* codes, void* memory) {
   Weight* to = (Weight*)memory;
   if (l->depthwise) {
     for (int64_t p = 0; p < blocks_of(*l) * kBlock; ++p) {
-      const int64_t channel = p / kBlock * kBlock + channel_at(p % kBlock);
-      if (channel >= l->channels) continue;
+      int64_t channel = p / kBlock * kBlock + channel_at(p % kBlock);
+      if (channel >= pixels_of(*l) * l->channels) continue;
+      channel %= l->channels;
       for (int64_t t = 0; t < taps; ++t)
         to[p / kBlock * block_weights(*l) + (t / kTaps * kBlock + p % kBlock) * kTaps + t % kTaps] =
             codes[channel * taps + t];

@@ -98,7 +98,7 @@ def bind(
         return None
     limit, wraps = 1 << (rule.bits - 1), rule.overflow == "wrap"
     reach = np.minimum(reach, limit)
-    numbers = _requantization(multiplier, reach)
+    numbers = _requantization(multiplier, reach, output.zero_point)
     window, total = task.window, sum(signed_sums(task.codes))
     structure = Structure(
         channels=channels * task.groups,
@@ -132,13 +132,13 @@ def bind(
     codes = np.ascontiguousarray(task.codes)
     constants["weights"] = np.zeros(level.packed_bytes(ctypes.byref(structure)), np.int8)
     level.pack(ctypes.byref(structure), codes.ctypes.data, constants["weights"].ctypes.data)
-    constants["padding"] = np.full(-(-structure.channels // 64) * 64, task.zero_point, np.int8)
+    constants["padding"] = np.full(-(-4 * structure.channels // 64) * 64, task.zero_point, np.int8)
     for name, array in constants.items():
         setattr(structure, name, array.ctypes.data)
     return NativeLayer(level, task, constants, structure)
 
 
-def _requantization(multiplier: Multiplier, reach: Int64Array) -> dict[str, Any]:
+def _requantization(multiplier: Multiplier, reach: Int64Array, zero_point: int) -> dict[str, Any]:
     """The rule and its constants: in 32 bits where sums are small enough, else in 64."""
     rule, shift = multiplier.rule, multiplier.shift
     if rule.multiplier == "float32":
@@ -151,14 +151,15 @@ def _requantization(multiplier: Multiplier, reach: Int64Array) -> dict[str, Any]
     else:
         left, mantissa, right = 32 - np.minimum(shift, 31), multiplier.mantissa, np.maximum(shift - 31, 0)
     steps = rule.steps == 2 or rule.multiplier == "power_of_two"
-    if steps and right.max() < 32 and left.max() < 32 and (reach << left).max() < _INT32_INTEGERS:
+    # The zero point is added before the last shift, to at most 2^30 and half of that shift.
+    if steps and right.max() <= 22 and left.max() < 32 and (reach << left).max() < _INT32_INTEGERS:
         half = (1 << right) >> 1 if rule.rounding != "floor" else np.zeros_like(right)
-        away = (right > 0) & (rule.rounding == "half_away")
+        sign = np.where((right > 0) & (rule.rounding == "half_away"), 31, 32)
         numbers = {
             "left": left,
             "mantissa": mantissa,
-            "half": half,
-            "sign": -away.astype(np.int64),
+            "half": half + (zero_point << right),
+            "sign": sign,
             "right": right,
         }
         return {"rule": _TWO_STEPS, **{name: array.astype(np.int32) for name, array in numbers.items()}}
