@@ -3,10 +3,11 @@
     python benchmarks/emulator.py [--size 96 224] [--batch 32] [--rounds 15] [--threads 1] [--write]
 
 MobileNetV2 and ResNet18 (Hugging Face's class). In every round each contestant takes one forward in turn, so
-a machine that slows down slows all of them; medians and their ratios are printed. FP32 runs channels last, its
-batch norms folded into the convolutions (the fastest that eager torch does) and not. ONNX Runtime runs the same
-network as QLinear operators with u8 activations, quantized by its own tool and laid out by its own optimizer
-(channels last), once yielding its last tensor only and once every layer's. The emulator yields every layer's.
+a machine that slows down slows all of them; medians and their ratios are printed. FP32 runs channels last,
+its batch norms folded into the convolutions (the fastest that eager torch does) and not. ONNX Runtime runs
+the same network as QLinear operators with u8 activations, quantized by its own tool and laid out by its own
+optimizer (channels last), once yielding its last tensor only and once every layer's. The emulator yields
+every layer's.
 `--layers` prints where the emulator's time goes instead. Set MALLOC_MMAP_MAX_=0 and
 MALLOC_TRIM_THRESHOLD_=8589934592 so that the C library keeps memory; all contestants gain from it.
 """
@@ -108,8 +109,8 @@ def qlinear_sessions(
 ) -> dict[str, onnxruntime.InferenceSession]:
     """The network as ONNX Runtime's own tool quantizes it: u8 activations, s8 weights per channel.
 
-    What its optimizer makes of the model is loaded a second time with every operator's tensor as an output: asked
-    for before, the outputs would keep it from fusing and from laying out channels last.
+    What its optimizer makes of the model is loaded a second time with every operator's tensor as an output:
+    asked for before, the outputs would keep it from fusing and from laying out channels last.
     """
     options = session_options(threads)
     with tempfile.TemporaryDirectory() as folder:

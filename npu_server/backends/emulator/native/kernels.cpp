@@ -269,23 +269,25 @@ struct Pixel {
 };
 
 // The window of one output pixel: kernel row by kernel row, column by column, the group's channels.
-inline void gather(const Layer& l, const int8_t* x, const Pixel& pixel, int group, Cell* to) {
-  const int64_t channels = l.channels / l.groups, first = group * channels;
-  const int64_t top = pixel.top(), left = pixel.left();
-  const int8_t* image = pixel.start(x);
-  const bool whole = l.groups == 1 && l.dilation_w == 1 && left >= 0 && left + l.kernel_w <= l.width;
-  for (int64_t i = 0; i < l.kernel_h; ++i) {
-    const int64_t row = top + i * l.dilation_h;
-    const bool inside = row >= 0 && row < l.height;
+inline void gather(const Layer& layer, const int8_t* x, const Pixel& pixel, int group, Cell* to) {
+  // Copies: a store of bytes might change the layer, to a compiler.
+  const int64_t height = layer.height, width = layer.width, kernel_h = layer.kernel_h, kernel_w = layer.kernel_w;
+  const int64_t dilation_h = layer.dilation_h, dilation_w = layer.dilation_w, stride = layer.channels;
+  const int64_t channels = stride / layer.groups, top = pixel.top(), left = pixel.left();
+  const int8_t *image = pixel.start(x) + group * channels, *padding = layer.padding;
+  const bool whole = layer.groups == 1 && dilation_w == 1 && left >= 0 && left + kernel_w <= width;
+  for (int64_t i = 0; i < kernel_h; ++i) {
+    const int64_t row = top + i * dilation_h;
+    const bool inside = row >= 0 && row < height;
     if (whole && inside) {
-      copy(to, image + (row * l.width + left) * channels, l.kernel_w * channels);
-      to += l.kernel_w * channels;
+      copy(to, image + (row * width + left) * channels, kernel_w * channels);
+      to += kernel_w * channels;
       continue;
     }
-    for (int64_t j = 0; j < l.kernel_w; ++j, to += channels) {
-      const int64_t column = left + j * l.dilation_w;
-      const bool there = inside && column >= 0 && column < l.width;
-      copy(to, there ? image + (row * l.width + column) * l.channels + first : l.padding, channels);
+    for (int64_t j = 0; j < kernel_w; ++j, to += channels) {
+      const int64_t column = left + j * dilation_w;
+      const bool there = inside && column >= 0 && column < width;
+      copy(to, there ? image + (row * width + column) * stride : padding, channels);
     }
   }
 }
@@ -433,7 +435,7 @@ inline void block(const Layer& l, const int8_t* const* taps, const int64_t* apar
     __m512i codes = _mm512_packs_epi16(_mm512_packs_epi32((__m512i)sums[n][0], (__m512i)sums[n][1]),
                                        _mm512_packs_epi32((__m512i)sums[n][2], (__m512i)sums[n][3]));
     codes = _mm512_min_epi8(_mm512_max_epi8(codes, low), high);
-    if (room >= kBlock)  // what is written beyond the pixel's last channel the next pixel overwrites
+    if (room >= kBlock)  // what is written beyond the pixel's last channel, its owner overwrites
       _mm512_storeu_si512(y + first, codes);
     else
       _mm512_mask_storeu_epi8(y + first, mask, codes);
@@ -495,7 +497,8 @@ void depthwise(const Layer& l, const int8_t* x, int8_t* y, int64_t first, int64_
     }
     const int64_t width = unit * l.channels;
     int8_t* to = y + pixel * l.channels;
-    for (int64_t at = 0; at < width; at += kBlock) {
+    // The last block first: what it writes beyond its pixel is the beginning of the next one.
+    for (int64_t at = (width - 1) / kBlock * kBlock; at >= 0; at -= kBlock) {
       const char* weights = (const char*)l.weights + at / kBlock * size;
       const int64_t room = (last - pixel) * l.channels - at;
       if (taken == 2 * unit)
