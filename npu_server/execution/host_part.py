@@ -21,6 +21,15 @@ _ROUNDINGS = 2  # codes by which float sums of another order may differ
 _SESSIONS: WeakKeyDictionary[HostPart, Any] = WeakKeyDictionary()
 
 
+class MixedSamples(Exception):
+    """What a sample yields depends on the others of its batch, the way that they lie in the value."""
+
+    def __init__(self, name: str, message: str) -> None:
+        """Takes the name of the value that the part computes, and what to tell a user."""
+        super().__init__(message)
+        self.name = name
+
+
 def open_part(layer: Layer, operator: HostPart) -> None:
     """Makes a part ready to run; a program keeps it as long as it lives.
 
@@ -93,7 +102,7 @@ def refuse_mixed_samples(layer: Layer, operator: HostPart, prepared: Prepared, l
     Two random samples are computed together and one by one; a rounding of the float sums may differ.
 
     Raises:
-        UnsupportedModel: what a sample yields depends on the others of its batch.
+        MixedSamples: what a sample yields depends on the others of its batch.
     """
     rng = np.random.default_rng(0)
     specs: dict[str, InputSpec] = {spec.name: spec for spec in layer_map.inputs}
@@ -110,10 +119,11 @@ def refuse_mixed_samples(layer: Layer, operator: HostPart, prepared: Prepared, l
     except InvalidInput:
         return  # random values are not for it; what it says then is for the batch that brings such
     if np.abs(together.astype(np.int16) - alone).max(initial=0) > _ROUNDINGS:
-        raise UnsupportedModel(
+        raise MixedSamples(
+            layer.spec.name,
             f"{_called(layer)}: a sample's result depends on the others of its batch, and batches may be "
             "computed in parts; compute statistics of a batch (batch norm without running ones, a maximum or "
-            "mean over everything, sorting along the batch) outside of the model, or freeze them"
+            "mean over everything, sorting along the batch) outside of the model, or freeze them",
         )
 
 

@@ -14,11 +14,11 @@ from npu_server.compile.reading.constants import Constants
 from npu_server.compile.reading.importer import HostRules
 from npu_server.compile.reading.model import read_model
 from npu_server.compile.reading.operators import import_model
-from npu_server.execution.host_part import open_part, refuse_mixed_samples
+from npu_server.execution.host_part import MixedSamples, open_part, refuse_mixed_samples
 from npu_server.execution.slices import samples_at_once
 from npu_server.numerics.profile import Profile
 from npu_server.seam import Awaited, LayerTensor, Ranges
-from npu_wire.errors import DeviceFault, InvalidInput, NonFiniteInput, NpuError
+from npu_wire.errors import DeviceFault, InvalidInput, NonFiniteInput, NpuError, UnsupportedModel
 from npu_wire.layer_map import Array, Float32Array, Int8Array, LayerMap, MemoryLayout
 from npu_wire.tensors import check_inputs, is_finite
 
@@ -255,17 +255,26 @@ def compile_program(
         InvalidModel, UnsupportedModel, NotCalibrated, InvalidInput: see
         `npu_server.seam.Backend.compile`.
     """
-    graph, constants = _partitioned(read_model(model), ranges, profile)
-    plan = lower(graph, constants, ranges, profile, kernels.image_layout)
-    for layer in plan.layers:
-        if isinstance(layer.operator, HostPart):
-            open_part(layer, layer.operator)
-            prepared = prepare(layer, constants, profile)
-            refuse_mixed_samples(layer, layer.operator, prepared, plan.layer_map)
-    return CompiledProgram(plan, constants, profile, kernels, max_batch)
+    proto, innermost = read_model(model), frozenset[str]()
+    while True:
+        graph, constants = _partitioned(proto, ranges, profile, innermost)
+        plan = lower(graph, constants, ranges, profile, kernels.image_layout)
+        try:
+            for layer in plan.layers:
+                if isinstance(layer.operator, HostPart):
+                    open_part(layer, layer.operator)
+                    prepared = prepare(layer, constants, profile)
+                    refuse_mixed_samples(layer, layer.operator, prepared, plan.layer_map)
+            return CompiledProgram(plan, constants, profile, kernels, max_batch)
+        except MixedSamples as mixed:
+            if mixed.name in innermost:
+                raise UnsupportedModel(str(mixed)) from mixed
+            innermost |= {mixed.name}  # perhaps they only lie otherwise than most often
 
 
-def _partitioned(model: ModelProto, ranges: Ranges, profile: Profile) -> tuple[Graph, Constants]:
+def _partitioned(
+    model: ModelProto, ranges: Ranges, profile: Profile, innermost: frozenset[str]
+) -> tuple[Graph, Constants]:
     """The fused graph of what the NPU does; what it does not is a part of its host's, or the client's.
 
     Some of it shows only when all is fused: a comparison that no table took in, a value without a range. Then
@@ -273,7 +282,7 @@ def _partitioned(model: ModelProto, ranges: Ranges, profile: Profile) -> tuple[G
     """
     refused: dict[str, NpuError] = {}
     while True:
-        graph, constants = import_model(model, HostRules(profile.takes_on_host, ranges, refused))
+        graph, constants = import_model(model, HostRules(profile.takes_on_host, ranges, refused, innermost))
         fused = fuse(graph, constants, ranges)
         left = refusals(fused, profile) or between_calibrated(fused, ranges, profile)
         if not left:

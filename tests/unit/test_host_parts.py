@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -433,6 +434,42 @@ def test_bad_value_is_a_profile_error(tmp_path, value: str) -> None:
 def test_shipped_profiles_use_the_host() -> None:
     """Every NPU that ships has a host."""
     assert all(load_profile(name).takes_on_host("LSTM") for name in list_profiles())
+
+
+@pytest.mark.parametrize("backend", [ReferenceBackend, EmulatorBackend])
+def test_parts_that_are_joined_along_the_batch_keep_their_samples_apart(backend: type) -> None:
+    """Two branches computed as one batch of twice the size, ONNX Runtime's values: samples are innermost."""
+    case = Case(
+        [
+            node("MatMul", "x w", "a"),
+            node("MatMul", "x v", "b"),
+            node("Concat", "a b", "both", axis=0),
+            node("MatMul", "both u", "c"),
+            node("Shape", "x", "n", start=0, end=1),
+            node("Squeeze", "n", "samples"),
+            node("SplitToSequence", "c samples", "parts", axis=0),
+            node("SequenceAt", "parts zero", "first"),
+            node("SequenceAt", "parts one", "second"),
+            node("Sub", "first second", "y"),
+        ],
+        {
+            **{name: 0.4 * normal(4, 4) for name in "wvu"},
+            "zero": np.array(0),
+            "one": np.array(1),
+        },
+        {"x": (FLOAT, (3, 4))},
+        "y",
+        "x a b both c first second y",
+        rank=2,
+    )
+    program, batch, tensors = run(backend, case)
+    assert "both" in {layer.name for layer in program.layer_map.layers if layer.host_float}
+    x, y = program.layer_map.tensors["x"], program.layer_map.tensors["y"]
+    given = ((batch["x"].astype(np.float32) - x.zero_point) * x.scale).astype(np.float32)
+    session = onnxruntime.InferenceSession(case.data, providers=["CPUExecutionProvider"])
+    (expected,) = session.run(None, {"x": given})
+    got = (tensors["y"].astype(np.float32) - y.zero_point) * y.scale
+    assert np.abs(got - np.clip(expected, -2, 2)).max() < 0.1
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ probe batches.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,6 +84,7 @@ class HostRegion:
         views: Mapping[str, View],
         raw: Mapping[str, tuple[TypeProto, TypeProto]],
         is_bool: Callable[[str], bool],
+        innermost: Container[str] = (),
     ) -> None:
         """Takes what the importer knows, and looks into it while that grows.
 
@@ -93,12 +94,14 @@ class HostRegion:
             views: activations of the NPU.
             raw: types of the inputs that travel as they are.
             is_bool: tells which activations are comparisons.
+            innermost: values in which the samples are the inner part of the axis that they share with others.
         """
         self._model = model
         self._constants = constants
         self._views = views
         self._raw = raw
         self._is_bool = is_bool
+        self._innermost = innermost
         self._opset = [o for o in model.opset_import if o.domain in ("", "ai.onnx")]
         self._producer = {
             name: (i, node) for i, node in enumerate(model.graph.node) for name in node.output if name
@@ -147,7 +150,7 @@ class HostRegion:
         dims = tuple(factor if i == moving[0] else n for i, n in enumerate(first))
         if min(dims) < 1:
             raise UnsupportedModel(f"{name!r}, {list(first)}, is computed by the host and empty")
-        return View(name, dims, moving[0], 1, factor)
+        return View(name, dims, moving[0], *((factor, 1) if name in self._innermost else (1, factor)))
 
     def trace(self, names: Iterable[str], stops: Callable[[str], bool]) -> Trace:
         """What some values derive from, back to raw inputs and to activations where `stops` says yes."""

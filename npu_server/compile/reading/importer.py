@@ -45,11 +45,14 @@ class HostRules:
             from it. None: every activation has one.
         refused: outputs of nodes that turned out to be none of the NPU's only when layers were planned, and
             why (UnsupportedModel, NotCalibrated).
+        innermost: values of the host in which the samples are the inner part of the axis that they share with
+            others, as where parts of a network are concatenated along the batch.
     """
 
     takes: Callable[[str], bool] = lambda operator: False
     ranges: Ranges | None = None
     refused: Mapping[str, NpuError] = field(default_factory=dict)
+    innermost: frozenset[str] = frozenset()
 
 
 class Importer:
@@ -83,7 +86,9 @@ class Importer:
         self._of_masks: set[str] = set()
         self._of_losses: set[str] = set()
         self._computed: dict[str, g.Operation] = {}
-        self._host = HostRegion(model, self.constants, self._views, self._raw_types, self._is_comparison)
+        self._host = HostRegion(
+            model, self.constants, self._views, self._raw_types, self._is_comparison, self._rules.innermost
+        )
 
     def run(self) -> g.Graph:
         """The network as operations.
