@@ -3,123 +3,28 @@
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
-from onnx import NodeProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
+from onnx import NodeProto, numpy_helper
 
+from npu_server.compile.reading.single_node import (
+    MAX_ELEMENTS,
+    Runner,
+    is_folded,
+    result_size,
+    runner,
+    single_node_model,
+)
 from npu_wire.errors import InvalidModel, MissingPackage, NonFiniteInput, UnsupportedModel
-
-Array = npt.NDArray[Any]
-
-MAX_ELEMENTS = 1 << 26
-"""Largest constant, in elements."""
+from npu_wire.layer_map import Array as Array
 
 FREE_ELEMENTS, UNFOLDING = 1 << 24, 8
 """All computed constants together have at most so many elements, plus so many for each one that the model
 itself holds: a small model must not unfold into gigabytes."""
 
-_MAX_INDICES = 1 << 18
-"""Of an operator that the reference evaluator computes index by index."""
-
 PROBE_BATCHES = (2, 3)
 """Constants that come from a batch size are evaluated at two of them; what differs depends on the batch."""
-
-_ELEMENTWISE = frozenset(
-    [
-        "Add",
-        "Sub",
-        "Mul",
-        "Div",
-        "Neg",
-        "Abs",
-        "Sqrt",
-        "Reciprocal",
-        "Pow",
-        "Exp",
-        "Log",
-        "Floor",
-        "Ceil",
-        "Min",
-        "Max",
-        "Equal",
-        "Less",
-        "Greater",
-        "Where",
-        "Not",
-        "And",
-        "Or",
-        "Xor",
-        "GreaterOrEqual",
-        "LessOrEqual",
-        "Mod",
-        "Sign",
-        "Round",
-        "IsNaN",
-        "IsInf",
-        "Sin",
-        "Cos",
-        "Clip",
-        "Sigmoid",
-        "Tanh",
-        "Softplus",
-        "Relu",
-    ]
-)
-_EVALUATED = _ELEMENTWISE | frozenset(
-    [
-        # ONNX Runtime 1.32 normalizes by other statistics than the batch's in training mode.
-        "BatchNormalization",
-        "Constant",
-        "ConstantOfShape",
-        "Shape",
-        "Size",
-        "Squeeze",
-        "Unsqueeze",
-        "Reshape",
-        "Flatten",
-        "Concat",
-        "Expand",
-        "Cast",
-        "CastLike",
-        "Identity",
-        "Transpose",
-        "Gather",
-        "Slice",
-        "Range",
-        "Trilu",
-        "CumSum",
-        "Tile",
-        "ReduceSum",
-        "ReduceMean",
-        "ReduceMax",
-        "ReduceMin",
-        "ReduceProd",
-        "MatMul",
-        "GatherND",
-        "ScatterND",
-    ]
-)
-"""What NumPy computes, by ONNX's reference evaluator; ONNX Runtime does every other operator on constants."""
-
-RANDOM = frozenset(
-    [
-        "Bernoulli",
-        "Dropout",
-        "Multinomial",
-        "RandomNormal",
-        "RandomNormalLike",
-        "RandomUniform",
-        "RandomUniformLike",
-    ]
-)
-"""Operators that yield something else each time."""
-
-_NOT_FOLDED = RANDOM | frozenset(["SequenceAt", "Split", "SplitToSequence"])
-"""What is random, and what has a handler of its own."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +142,7 @@ class Constants:
             values = _each(source.values, lambda v: v.astype(np.float32))
             self._known[node.output[0]] = Constant(values, source.parameters, node)
             return True
-        if not all(name in self._known for name in inputs) or not _is_folded(node):
+        if not all(name in self._known for name in inputs) or not is_folded(node):
             return False
         for position, name in enumerate(node.output):
             if not name:
@@ -295,82 +200,29 @@ class Constants:
         output = node.output[position]
         # Shapes never change with an update: what has run once runs again without being checked or built.
         key = (output, *(array.shape for array in arrays))
-        runner = self._runners.get(key) or self._checked_runner(node, names, arrays, output)
+        run = self._runners.get(key) or self._checked_runner(node, names, arrays, output)
         if any(self._known[name].parameters for name in names if name in self._known):
-            self._runners[key] = runner
+            self._runners[key] = run
         try:
-            return np.asarray(runner(dict(zip(names, arrays, strict=True))))
+            return np.asarray(run(dict(zip(names, arrays, strict=True))))
         except Exception as error:  # the evaluators raise whatever NumPy or ONNX Runtime raise
             raise InvalidModel(f"node {node.name!r} ({node.op_type}) cannot be evaluated: {error}") from error
 
-    def _checked_runner(
-        self, node: NodeProto, names: list[str], arrays: list[Array], output: str
-    ) -> "Runner":
+    def _checked_runner(self, node: NodeProto, names: list[str], arrays: list[Array], output: str) -> Runner:
         """What computes an output of a node on arrays of these shapes, once its size is known to be legal."""
-        model = _single_node_model(node, names, arrays, output, self._opset)
-        evaluated = node.op_type in _EVALUATED
-        size = _check_size(node, arrays) if evaluated else _inferred_size(node, model)
+        model = single_node_model(node, names, arrays, output, self._opset)
+        size = result_size(node, model, arrays)
         if size > MAX_ELEMENTS or (size > self.allowance - self._computed and node.op_type != "Constant"):
             raise UnsupportedModel(
                 f"node {node.name!r} ({node.op_type}): constant of {size} elements; {MAX_ELEMENTS} at most, "
                 f"{FREE_ELEMENTS} + {UNFOLDING} for each that the model holds in all constants together"
             )
         try:
-            return _reference(model) if evaluated else _onnx_runtime(model)
+            return runner(node, model)
         except MissingPackage:
             raise
         except Exception as error:
             raise InvalidModel(f"node {node.name!r} ({node.op_type}) cannot be evaluated: {error}") from error
-
-
-Runner = Callable[[Mapping[str, Array]], Any]
-"""Inputs of a node by name -> one of its outputs."""
-
-
-def _reference(model: onnx.ModelProto) -> Runner:
-    evaluator: Any = ReferenceEvaluator(model)
-    return lambda feeds: evaluator.run(None, dict(feeds))[0]
-
-
-def _onnx_runtime(model: onnx.ModelProto) -> Runner:
-    try:
-        import onnxruntime  # type: ignore[import-untyped]  # takes a while, and few models need it
-    except ImportError as error:
-        raise MissingPackage(
-            "a constant of the model needs ONNX Runtime: pip install 'npu-in-the-loop[server]'"
-        ) from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return lambda feeds: session.run(None, dict(feeds))[0]
-
-
-def _is_folded(node: NodeProto) -> bool:
-    """Whether a node on constants is one: not what is random, nor what holds graphs of its own."""
-    standard = node.domain in ("", "ai.onnx") and node.op_type not in _NOT_FOLDED
-    return standard and all(a.type != onnx.AttributeProto.GRAPH for a in node.attribute)
-
-
-def _inferred_size(node: NodeProto, model: onnx.ModelProto) -> int:
-    """Elements of a node's result as ONNX's shape inference knows them, before it is computed.
-
-    Raises:
-        UnsupportedModel: it knows none.
-    """
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-    except onnx.shape_inference.InferenceError as error:
-        raise InvalidModel(
-            f"node {node.name!r} ({node.op_type}) has impossible shapes: {str(error).splitlines()[0]}"
-        ) from error
-    dims = inferred.graph.output[0].type.tensor_type.shape.dim
-    known = inferred.graph.output[0].type.tensor_type.HasField("shape")
-    if not known or not all(dim.HasField("dim_value") for dim in dims):
-        raise UnsupportedModel(f"node {node.name!r} ({node.op_type}): a constant whose size nobody can tell")
-    return math.prod(dim.dim_value for dim in dims)
 
 
 def _settled(first: Array, second: Array) -> tuple[Array, Array]:
@@ -382,73 +234,6 @@ def _settled(first: Array, second: Array) -> tuple[Array, Array]:
 def _each(values: tuple[Array, Array], function: Callable[[Array], Array]) -> tuple[Array, Array]:
     first = function(values[0])
     return (first, first if values[0] is values[1] else function(values[1]))
-
-
-def _single_node_model(
-    node: NodeProto, names: list[str], arrays: list[Array], output: str, opset: int
-) -> onnx.ModelProto:
-    known = dict(zip(names, arrays, strict=True))
-    inputs = [
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-        for name, array in known.items()
-    ]
-    outputs = [helper.make_empty_tensor_value_info(output)]
-    # Where whole numbers stand, shapes may hang on them: shape inference wants their values.
-    whole = [numpy_helper.from_array(a, n) for n, a in known.items() if a.dtype.kind == "i" and a.size <= 64]
-    graph = helper.make_graph([node], "constant", inputs, outputs, whole)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-
-
-def _check_size(node: NodeProto, arrays: list[Array]) -> int:
-    """Elements of a node's result, before it is computed.
-
-    Raises:
-        InvalidModel: impossible shapes.
-        UnsupportedModel: sparse constants, or too many indices.
-    """
-    attributes = {a.name: a for a in node.attribute}
-    if "sparse_value" in attributes:
-        raise UnsupportedModel(f"node {node.name!r} ({node.op_type}): sparse constants are not supported")
-    if node.op_type in ("GatherND", "ScatterND") and arrays[1].size > _MAX_INDICES:
-        raise UnsupportedModel(
-            f"node {node.name!r} ({node.op_type}): {arrays[1].size} indices; {_MAX_INDICES} at most"
-        )
-    size = max((a.size for a in arrays), default=0)
-    try:
-        if node.op_type in ("Shape", "Size"):
-            size = arrays[0].ndim  # its input may be an activation, which takes no memory here
-        elif node.op_type in _ELEMENTWISE:
-            size = math.prod(np.broadcast_shapes(*(a.shape for a in arrays)))
-        elif node.op_type == "Expand":
-            size = math.prod(np.broadcast_shapes(arrays[0].shape, tuple(int(n) for n in arrays[1])))
-        elif node.op_type == "ConstantOfShape":
-            size = math.prod(int(n) for n in arrays[0])
-        elif node.op_type == "Range":
-            start, limit, delta = (float(a.reshape(-1)[0]) for a in arrays)
-            size = int(abs((limit - start) / delta)) if delta else MAX_ELEMENTS + 1
-        elif node.op_type == "Gather":
-            axis = attributes["axis"].i if "axis" in attributes else 0
-            size = arrays[1].size * (arrays[0].size // max(1, arrays[0].shape[axis]))
-        elif node.op_type == "Tile":
-            size = arrays[0].size * math.prod(int(n) for n in arrays[1])
-        elif node.op_type == "MatMul":
-            size = (arrays[0].size // max(1, arrays[0].shape[-1])) * (
-                arrays[1].size // max(1, arrays[1].shape[max(0, arrays[1].ndim - 2)])
-            )
-        elif node.op_type == "GatherND":
-            rows, columns = arrays[1].shape[:-1], arrays[1].shape[-1]
-            size = math.prod(rows) * math.prod(arrays[0].shape[columns:])
-        elif node.op_type == "Concat":
-            size = sum(a.size for a in arrays)
-        elif node.op_type == "Constant":
-            size = _constant_size(node)
-    except (ValueError, IndexError, OverflowError) as error:
-        raise InvalidModel(f"node {node.name!r} ({node.op_type}) has impossible shapes: {error}") from error
-    return size
-
-
-def _constant_size(node: NodeProto) -> int:
-    return max((math.prod(a.t.dims) for a in node.attribute if a.HasField("t")), default=0)
 
 
 def initializer_arrays(model: onnx.ModelProto) -> dict[str, Array]:

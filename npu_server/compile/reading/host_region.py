@@ -13,8 +13,9 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto, helper, numpy_helper
 
 from npu_server.compile import graph as g
-from npu_server.compile.reading.constants import PROBE_BATCHES, RANDOM, Array, Constants
+from npu_server.compile.reading.constants import PROBE_BATCHES, Array, Constants
 from npu_server.compile.reading.host_work import multiplications
+from npu_server.compile.reading.single_node import RANDOM
 from npu_server.compile.reading.views import View
 from npu_wire.errors import UnsupportedModel
 
