@@ -24,8 +24,8 @@ from npu_server.config import (
 )
 from npu_server.registry import create_backend
 from npu_server.seam import BackendOptions
-from npu_server.service.allocator import use_one_arena
 from npu_server.service.words import LineFormatter
+from npu_wire.allocator import keep_freed_memory, use_one_arena
 from npu_wire.channel import parse_endpoint
 from npu_wire.program import Command, Program
 
@@ -45,6 +45,7 @@ def _serve(config: ServeConfig, _called: str) -> NoReturn:
     parent = os.getppid()
     use_one_arena()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    keep_freed_memory()
     stop = _stop_on_signals()
     app = importlib.import_module("npu_server.app")
     backend = create_backend(config.backend, _backend_options(config))

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from npu_server.seam import Program, Ranges
-from npu_server.service.allocator import return_free_memory
 from npu_server.service.device import Device
 from npu_server.service.quotas import Account, Ledger, Limits, Memory
 from npu_server.telemetry import LayerLatency, SessionStatus
+from npu_wire.allocator import return_free_memory
 from npu_wire.errors import NpuError, QuotaExceeded, ServerUnavailable, SessionLost
 from npu_wire.layer_map import LayerMap
 

@@ -20,7 +20,7 @@ _FRAGMENTS = """
 import ctypes
 import threading
 
-from npu_server.service.allocator import return_free_memory
+from npu_wire.allocator import return_free_memory
 
 
 def resident_mib():
