@@ -66,6 +66,11 @@ class Connection:
         """The child process that serves, if this connection started one."""
         return self._embedded
 
+    @property
+    def threads_here(self) -> int:
+        """Threads that an embedded server computes with, beside this process; 0 without one."""
+        return 0 if self._embedded is None else self._embedded.threads
+
     def compile(self, model: bytes, ranges: Ranges) -> HeldSession:
         """Opens a session for a float ONNX model; see `Npu.compile`.
 

@@ -66,6 +66,11 @@ class EmbeddedServer:
         assert self._child is not None
         return self._child.process.pid
 
+    @property
+    def threads(self) -> int:
+        """Threads that it computes with."""
+        return _threads()
+
     def ensure_running(self) -> None:
         """Starts the server if it does not run.
 
@@ -209,13 +214,16 @@ def _socket_folder() -> str:
     )
 
 
+def _threads() -> int:
+    return max(1, len(os.sched_getaffinity(0)) // 2)
+
+
 def _environment() -> dict[str, str]:
     """The child's environment: half of the cores, and an allocator that keeps big buffers mapped."""
-    cores = len(os.sched_getaffinity(0))
     # NPU_* speaks to servers and clients that the user starts; this one is told everything by flags.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("NPU_")}
     return inherited | {
-        "OMP_NUM_THREADS": str(max(1, cores // 2)),
+        "OMP_NUM_THREADS": str(_threads()),
         "OMP_WAIT_POLICY": "PASSIVE",
         "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),

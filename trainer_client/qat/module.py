@@ -8,6 +8,7 @@ from typing import Any, Literal, NoReturn, get_args
 import torch
 from torch import Tensor, nn
 
+from npu_wire.allocator import return_free_memory
 from npu_wire.errors import InvalidInput, NotCalibrated
 from npu_wire.host_share import HostShare, host_share
 from npu_wire.layer_map import LayerMap
@@ -21,6 +22,7 @@ from trainer_client.qat.evaluation import evaluate
 from trainer_client.qat.fold import fold_batch_norm
 from trainer_client.qat.lean_pass import LeanPass
 from trainer_client.qat.liveness import Structure
+from trainer_client.qat.machine import fit_machine
 from trainer_client.qat.monitor import SaturationMonitor
 from trainer_client.qat.noise import NoiseReport
 from trainer_client.qat.signature import Call
@@ -105,6 +107,7 @@ class QatModule(nn.Module):
             raise InvalidInput(f"fp32_pass is {fp32_pass!r}; legal: {', '.join(FP32_PASSES)}")
         if full_pass_every < 0:
             raise InvalidInput(f"full_pass_every is {full_pass_every}; legal: 0 (never) or a number of steps")
+        fit_machine(npu)
         self._lean = fp32_pass == "where_needed"
         self._full_pass_every = full_pass_every
         self.model = captured.model
@@ -353,6 +356,7 @@ class QatModule(nn.Module):
             self._npu, self._captured, self._folded, self._ranges, self._lean
         )
         self._monitor = SaturationMonitor(self._owners)
+        return_free_memory()  # capturing takes a multiple of what stays
         missing = compiled.tapped.missing
         if missing and missing != self._warned_of:
             self._warned_of = missing
