@@ -1,6 +1,7 @@
 """What the NPU cannot run is computed by its host: where it is cut, and what comes out."""
 
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -18,7 +19,14 @@ from npu_server.backends.reference import ReferenceBackend
 from npu_server.compile.reading.host_work import multiplications
 from npu_server.numerics.profile import list_profiles, load_profile
 from npu_server.seam import BackendOptions
-from npu_wire.errors import InvalidInput, InvalidProfile, NonFiniteInput, NotCalibrated, UnsupportedModel
+from npu_wire.errors import (
+    InvalidInput,
+    InvalidProfile,
+    MissingPackage,
+    NonFiniteInput,
+    NotCalibrated,
+    UnsupportedModel,
+)
 from npu_wire.host_share import host_share
 from npu_wire.layer_map import LayerMap, RawSpec, TensorSpec
 
@@ -405,6 +413,26 @@ def test_without_onnxruntime_the_install_line_is_told(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UnsupportedModel, match=re.escape("pip install 'npu-in-the-loop[server]'")):
         run(ReferenceBackend, CASES["LSTM"])
+
+
+def test_onnxruntime_is_loaded_only_where_a_model_needs_it() -> None:
+    """A compiler that has been imported has not imported it: it takes memory and time from every server."""
+    script = "import sys, npu_server.execution.program; sys.exit('onnxruntime' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_a_constant_that_onnxruntime_computes_names_the_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiler folds with it what the reference evaluator does not."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    case = Case(
+        [node("GatherElements", "w places", "picked"), node("Gemm", "x picked", "y")],
+        {"w": normal(4, 3), "places": np.zeros((4, 3), np.int64)},
+        {"x": (FLOAT, (4,))},
+        "y",
+        "x y",
+    )
+    with pytest.raises(MissingPackage, match=re.escape("pip install 'npu-in-the-loop[server]'")):
+        run(ReferenceBackend, case)
 
 
 @pytest.mark.parametrize("line", ['unsupported = "refuse"', "", 'unsupported = ["GRU"]'])
