@@ -34,8 +34,8 @@ class Register:
 
 def pack_register(layer: Layer, weights: QuantizedWeights, rule: AccumulatorRule) -> Register:
     """Brings the weights of a Conv or Gemm layer into the order of the additions."""
-    kernel, codes = layer.operator, weights.codes
-    groups, window = (kernel.groups, kernel.window) if isinstance(kernel, Conv) else (1, Window((1, 1)))
+    operator, codes = layer.operator, weights.codes
+    groups, window = (operator.groups, operator.window) if isinstance(operator, Conv) else (1, Window((1, 1)))
     codes = codes.reshape(*codes.shape[:2], *window.size)
     grouped = codes.reshape(groups, len(codes) // groups, *codes.shape[1:])
     # A product is below 2^15: a register of 31 bits and one product fit into int32.

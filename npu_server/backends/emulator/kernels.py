@@ -140,67 +140,67 @@ class EmulatorKernels:
 
     def execute(self, layer: Layer, packed: Packed, inputs: list[torch.Tensor]) -> torch.Tensor:
         """Computes one layer."""
-        kernel, x = layer.operator, inputs[0]
-        match kernel:
+        operator, x = layer.operator, inputs[0]
+        match operator:
             case Conv():
                 image = as_image(x)
-                if kernel.stuffing is not None:
-                    image = moving.stuff(image, kernel.stuffing, layer.sources[0].zero_point)
+                if operator.stuffing is not None:
+                    image = moving.stuff(image, operator.stuffing, layer.sources[0].zero_point)
                 return from_image(convolve(layer, packed, image), x.ndim)
             case Gemm():
-                rows = logical(x).movedim(kernel.axis, -1).contiguous()
-                return stored(multiply(layer, packed, rows).movedim(-1, kernel.axis))
+                rows = logical(x).movedim(operator.axis, -1).contiguous()
+                return stored(multiply(layer, packed, rows).movedim(-1, operator.axis))
             case MatMul():
                 constant = packed.constants[0] if packed.constants else None
-                factors = in_order(kernel, [logical(x) for x in inputs], constant)
+                factors = in_order(operator, [logical(x) for x in inputs], constant)
                 return stored(multiply_activations(packed, factors, self._profile.accumulator))
             case Add() | Sub() | Mul():
                 if not packed.tables:
-                    return self._pair(layer, kernel, packed, inputs)
+                    return self._pair(layer, operator, packed, inputs)
                 constant = stored(packed.constants[0]) if packed.constants else None
-                return look_up_pairs(packed.tables[0], *in_order(kernel, inputs, constant))
+                return look_up_pairs(packed.tables[0], *in_order(operator, inputs, constant))
             case Lut() | Clamp():
                 return look_up(packed.tables[0], x)
             case PRelu():
-                slopes = torch.arange(len(packed.tables[0]), device=x.device).reshape(kernel.slope.shape)
+                slopes = torch.arange(len(packed.tables[0]), device=x.device).reshape(operator.slope.shape)
                 return packed.tables[0][stored(slopes), x.to(torch.int32) + 128]
             case Concat():
-                return _concat(kernel, packed, inputs)
+                return _concat(operator, packed, inputs)
             case Extreme():
                 parts = [look_up(table, x) for table, x in zip(packed.tables, inputs, strict=True)]
                 parts += [stored(codes) for codes in packed.constants]
-                return functools.reduce(torch.maximum if kernel.largest else torch.minimum, parts)
+                return functools.reduce(torch.maximum if operator.largest else torch.minimum, parts)
             case MaxPool():
-                padded = pad_image(as_image(x), _with_overhang(kernel.window), INT8_MIN)
-                return from_image(window_maxima(padded, kernel.window), x.ndim)
+                padded = pad_image(as_image(x), _with_overhang(operator.window), INT8_MIN)
+                return from_image(window_maxima(padded, operator.window), x.ndim)
             case AveragePool():
-                return from_image(self._average_pool(layer, kernel, as_image(x)), x.ndim)
+                return from_image(self._average_pool(layer, operator, as_image(x)), x.ndim)
             case Mean() | Sum():
-                return self._reduce(layer, kernel, logical(x))
+                return self._reduce(layer, operator, logical(x))
             case Largest():
-                highest = logical(x).amax(dim=kernel.axes)
+                highest = logical(x).amax(dim=operator.axes)
                 return stored(highest.reshape(len(x), *layer.shape))
             case Smallest():
-                return stored(logical(x).amin(dim=kernel.axes).reshape(len(x), *layer.shape))
+                return stored(logical(x).amin(dim=operator.axes).reshape(len(x), *layer.shape))
             case Pad():
-                return stored(moving.pad(logical(x), kernel.pads, layer.output.zero_point))
+                return stored(moving.pad(logical(x), operator.pads, layer.output.zero_point))
             case Reshape():
                 return _copied(logical(x).reshape(len(x), *layer.shape), x)
             case Rearrange():
-                return _copied(moving.rearrange(logical(x), kernel).reshape(len(x), *layer.shape), x)
+                return _copied(moving.rearrange(logical(x), operator).reshape(len(x), *layer.shape), x)
             case Select():
-                return _copied(moving.select(logical(x), kernel).reshape(len(x), *layer.shape), x)
+                return _copied(moving.select(logical(x), operator).reshape(len(x), *layer.shape), x)
             case Interpolate():
-                return from_image(moving.interpolate(as_image(x), kernel), x.ndim)
+                return from_image(moving.interpolate(as_image(x), operator), x.ndim)
             case HostFloat() | HostPart():
-                return self._on_host(layer, kernel, packed, inputs)
-        raise AssertionError(f"no kernel for {kernel}")
+                return self._on_host(layer, operator, packed, inputs)
+        raise AssertionError(f"no kernel for {operator}")
 
-    def _reduce(self, layer: Layer, kernel: Mean | Sum, x: torch.Tensor) -> torch.Tensor:
-        count = math.prod(x.shape[axis] for axis in kernel.axes)
-        sums = x.sum(dim=kernel.axes, dtype=torch.int64) - count * layer.sources[0].zero_point
+    def _reduce(self, layer: Layer, operator: Mean | Sum, x: torch.Tensor) -> torch.Tensor:
+        count = math.prod(x.shape[axis] for axis in operator.axes)
+        sums = x.sum(dim=operator.axes, dtype=torch.int64) - count * layer.sources[0].zero_point
         shaped = sums.reshape(len(x), *layer.shape)
-        if isinstance(kernel, Mean):
+        if isinstance(operator, Mean):
             low, high = int(shaped.min()), int(shaped.max())
             if high - low >= shaped.numel():
                 return stored(self._average(layer, shaped, np.array(count), "mean"))
@@ -213,17 +213,17 @@ class EmulatorKernels:
         return stored(torch.from_numpy(codes).to(self._device))
 
     def _pair(
-        self, layer: Layer, kernel: Add | Sub | Mul, packed: Packed, inputs: list[torch.Tensor]
+        self, layer: Layer, operator: Add | Sub | Mul, packed: Packed, inputs: list[torch.Tensor]
     ) -> torch.Tensor:
         """Two small tensors: the specification itself computes them."""
         assert packed.prepared is not None
         constant = None if packed.prepared.operand is None else packed.prepared.operand.codes
-        a, b = in_order(kernel, [logical(x).cpu().numpy() for x in inputs], constant)
-        codes = combine(layer, kernel, packed.prepared, a, b, self._profile)
+        a, b = in_order(operator, [logical(x).cpu().numpy() for x in inputs], constant)
+        codes = combine(layer, operator, packed.prepared, a, b, self._profile)
         return stored(torch.from_numpy(np.ascontiguousarray(codes)).to(self._device))
 
     def _on_host(
-        self, layer: Layer, kernel: HostFloat | HostPart, packed: Packed, inputs: list[Any]
+        self, layer: Layer, operator: HostFloat | HostPart, packed: Packed, inputs: list[Any]
     ) -> torch.Tensor:
         assert packed.prepared is not None
         # Raw inputs of a part are arrays already.
@@ -231,19 +231,19 @@ class EmulatorKernels:
             np.ascontiguousarray(logical(x).cpu().numpy()) if isinstance(x, torch.Tensor) else x
             for x in inputs
         ]
-        if isinstance(kernel, HostPart):
-            codes = run_part(layer, kernel, packed.prepared, arrays)
+        if isinstance(operator, HostPart):
+            codes = run_part(layer, operator, packed.prepared, arrays)
         else:
-            codes = compute_on_host(layer, kernel, packed.prepared, arrays)
+            codes = compute_on_host(layer, operator, packed.prepared, arrays)
         return stored(torch.from_numpy(np.ascontiguousarray(codes)).to(self._device))
 
-    def _average_pool(self, layer: Layer, kernel: AveragePool, x: torch.Tensor) -> torch.Tensor:
+    def _average_pool(self, layer: Layer, operator: AveragePool, x: torch.Tensor) -> torch.Tensor:
         if self._profile.average_pool.method == "float32_sum":
             # The order of float32 additions matters here: the specification itself computes it.
-            codes = average_windows(layer, kernel, x.cpu().numpy().transpose(0, 3, 1, 2), self._profile)
+            codes = average_windows(layer, operator, x.cpu().numpy().transpose(0, 3, 1, 2), self._profile)
             return torch.from_numpy(np.ascontiguousarray(codes.transpose(0, 2, 3, 1))).to(self._device)
-        counts = window_counts(kernel, (x.shape[1], x.shape[2])).transpose(0, 2, 3, 1)
-        return self._average(layer, _window_sums(layer, x, kernel.window), counts, "average_pool")
+        counts = window_counts(operator, (x.shape[1], x.shape[2])).transpose(0, 2, 3, 1)
+        return self._average(layer, _window_sums(layer, x, operator.window), counts, "average_pool")
 
     def _average(
         self, layer: Layer, sums: torch.Tensor, counts: Int64Array, operator: Literal["mean", "average_pool"]
@@ -266,12 +266,12 @@ def _window_sums(layer: Layer, x: torch.Tensor, window: Window) -> torch.Tensor:
     return windows.sum(dim=(3, 4), dtype=torch.int64) - zero_point * window.size[0] * window.size[1]
 
 
-def _concat(kernel: Concat, packed: Packed, inputs: list[torch.Tensor]) -> torch.Tensor:
+def _concat(operator: Concat, packed: Packed, inputs: list[torch.Tensor]) -> torch.Tensor:
     parts = [look_up(table, x) for table, x in zip(packed.tables, inputs, strict=True)]
-    for (position, _), codes in zip(kernel.constants, packed.constants, strict=True):
+    for (position, _), codes in zip(operator.constants, packed.constants, strict=True):
         constant = stored(codes)
         parts.insert(position, constant.expand(len(inputs[0]), *constant.shape[1:]))
-    axis = {1: 3, 2: 1, 3: 2}[kernel.axis] if inputs[0].ndim == 4 else kernel.axis
+    axis = {1: 3, 2: 1, 3: 2}[operator.axis] if inputs[0].ndim == 4 else operator.axis
     return torch.cat(parts, dim=axis)
 
 

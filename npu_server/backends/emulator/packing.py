@@ -113,8 +113,8 @@ def pack_weights(
             # The register begins with the bias, so that none is left to add.
             requantizer = _requantizer(layer, prepared.multiplier, np.zeros_like(bias), profile, device)
             return Packed(requantizer=requantizer, register=pack_register(layer, prepared.weights, rule))
-    kernel = layer.operator
-    window, groups = (kernel.window, kernel.groups) if isinstance(kernel, Conv) else (Window((1, 1)), 1)
+    operator = layer.operator
+    window, groups = (operator.window, operator.groups) if isinstance(operator, Conv) else (Window((1, 1)), 1)
     task = Task(codes.reshape(*codes.shape[:2], *window.size), zero_point, window, groups)
     if level is not None:
         native = bind(level, task, bias, prepared.multiplier, rule, layer.output)
@@ -135,11 +135,11 @@ def pack_tables(prepared: Prepared, device: torch.device) -> Packed:
 
 
 def pack_pairs(
-    layer: Layer, kernel: Pairwise, prepared: Prepared, profile: Profile, device: torch.device
+    layer: Layer, operator: Pairwise, prepared: Prepared, profile: Profile, device: torch.device
 ) -> Packed:
     """What becomes of each pair of codes: 65,536 results of the specification itself."""
     a, b = elementwise.CODES.reshape(-1, 1), elementwise.CODES.reshape(1, -1)
-    table = combine(layer, kernel, prepared, a, b, profile)
+    table = combine(layer, operator, prepared, a, b, profile)
     constants = () if prepared.operand is None else (prepared.operand.codes,)
     return Packed(
         tables=(torch.from_numpy(table.reshape(-1)).to(device),),
@@ -159,9 +159,9 @@ def pack_matmul(layer: Layer, prepared: Prepared, profile: Profile, device: torc
         np.broadcast_to(one.factor, columns),
     )
     bias = np.zeros(columns, np.int64)
-    kernel = layer.operator
-    assert isinstance(kernel, MatMul)
-    first, second = quantizations(layer, kernel, prepared)
+    operator = layer.operator
+    assert isinstance(operator, MatMul)
+    first, second = quantizations(layer, operator, prepared)
     constants = () if prepared.operand is None else (prepared.operand.codes,)
     return Packed(
         requantizer=_requantizer(layer, everywhere, bias, profile, device),

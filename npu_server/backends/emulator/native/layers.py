@@ -20,7 +20,7 @@ from npu_server.numerics.scales import Int64Array
 from npu_wire.errors import DeviceFault
 
 _INT32_INTEGERS = 1 << 31
-_MOST_TAPS = 64
+_LARGEST_WINDOW = 64
 _FEWEST_CHANNELS = 4
 """Of a group that is not one channel alone: below, the panels are hardly filled."""
 _LEAST_WORK = 1 << 20
@@ -89,9 +89,9 @@ def bind(
         rule: of a register that is complete before it overflows (`AccumulatorRule.where`).
         output: zero point and clamp.
     """
-    out, channels, *kernel = task.codes.shape
+    out, channels, *size = task.codes.shape
     depthwise = channels == 1 and task.groups == out > 1
-    if kernel[0] * kernel[1] > _MOST_TAPS if depthwise else task.groups > 1 and channels < _FEWEST_CHANNELS:
+    if size[0] * size[1] > _LARGEST_WINDOW if depthwise else task.groups > 1 and channels < _FEWEST_CHANNELS:
         return None
     reach = largest_sums(task.codes, task.zero_point) + np.abs(bias)
     if reach.max() >= _INT32_INTEGERS:
@@ -103,8 +103,8 @@ def bind(
     structure = Structure(
         channels=channels * task.groups,
         outputs=out,
-        kernel_h=kernel[0],
-        kernel_w=kernel[1],
+        kernel_h=size[0],
+        kernel_w=size[1],
         stride_h=window.strides[0],
         stride_w=window.strides[1],
         dilation_h=window.dilations[0],
