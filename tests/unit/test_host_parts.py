@@ -194,6 +194,21 @@ CASES = {
         "x q xt scores sum y",
         rank=2,
     ),
+    "rows that a mask of the batch picks": Case(
+        [
+            node("Shape", "x", "n", start=0, end=1),
+            node("ConstantOfShape", "n", "zeros"),
+            node("Equal", "zeros zero", "all"),
+            node("NonZero", "all", "at"),
+            node("Transpose", "at", "rows", perm=[1, 0]),
+            node("GatherND", "x rows", "chosen"),
+            node("Gemm", "chosen w", "y"),
+        ],
+        {"zero": np.float32(0), "w": normal(8, 3)},
+        {"x": (FLOAT, (8,))},
+        "y",
+        "x chosen y",
+    ),
     "split by one number": Case(
         [
             node("CumSum", "x one", "c"),

@@ -89,6 +89,7 @@ _EVALUATED = _ELEMENTWISE | frozenset(
         "ReduceMin",
         "ReduceProd",
         "MatMul",
+        "NonZero",
         "GatherND",
         "ScatterND",
     ]
@@ -232,6 +233,8 @@ def _check_size(node: NodeProto, arrays: list[Array]) -> int:
         elif node.op_type == "Gather":
             axis = attributes["axis"].i if "axis" in attributes else 0
             size = arrays[1].size * (arrays[0].size // max(1, arrays[0].shape[axis]))
+        elif node.op_type == "NonZero":
+            size = arrays[0].ndim * arrays[0].size
         elif node.op_type == "Tile":
             size = arrays[0].size * math.prod(int(n) for n in arrays[1])
         elif node.op_type == "MatMul":
