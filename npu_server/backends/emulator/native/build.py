@@ -21,8 +21,12 @@ LEVELS: dict[str, tuple[str, ...]] = {
 }
 """Instruction sets -> flags, the fastest first. "baseline" is what every CPU of the architecture has."""
 
-# A fused multiply-add rounds once where the specification rounds twice.
-_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno")
+# A fused multiply-add rounds once where the specification rounds twice. Nobody looks at errno or at traps,
+# which would keep the compiler from making vectors.
+_FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden"),
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+)
 
 
 class NoCompiler(Exception):

@@ -1,6 +1,8 @@
 """A convolution or fully connected layer for the native kernels, and the proof that they are exact."""
 
 import ctypes
+import functools
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -69,11 +71,16 @@ def _in_threads(compute: Callable[[int, int], None], pixels: int, work: int) -> 
     edges = [pixels * i // threads for i in range(threads + 1)]
     if threads == 1:
         return compute(0, pixels)
-    with ThreadPoolExecutor(threads - 1) as pool:
-        others = [pool.submit(compute, *edges[i : i + 2]) for i in range(1, threads)]
-        compute(*edges[:2])
-        for other in others:
-            other.result()
+    others = [_pool().submit(compute, *edges[i : i + 2]) for i in range(1, threads)]
+    compute(*edges[:2])
+    for other in others:
+        other.result()
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    """Threads that wait for work: to start some for each layer would cost more than a layer."""
+    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="native-kernels")
 
 
 def bind(
