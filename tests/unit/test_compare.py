@@ -104,10 +104,13 @@ def test_reference_and_emulator_give_the_same_table(tmp_path: Path, data: Datase
     assert numbers(tables[0]) == numbers(tables[1])
     for one, other in zip(tables[0].cells, tables[1].cells, strict=True):
         assert one.sqnr_db == other.sqnr_db
+        assert one.host == other.host
     ptq = tables[0].cell(PTQ, "acc16", 0)
     torchao = tables[0].cell(TORCHAO, "acc16", 0)
     assert ptq is not None
     assert torchao is not None
+    assert ptq.host is not None
+    assert (ptq.host.layers, ptq.host.of_layers) == ((), 13 + 2)  # convolutions, mean, logits
     # The image, thirteen convolutions and the mean have an observer in torchao's graph, the logits have none.
     assert (torchao.ranges_from_method, len(ptq.sqnr_db)) == (15, 16)
 
