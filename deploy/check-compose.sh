@@ -23,6 +23,7 @@ field() { python3 -c 'import json, sys; print(json.load(sys.stdin)["fingerprint"
 
 compose up --build --wait --wait-timeout 240
 expect "the server answers as emulator" emulator "$(describe | field backend)"
+expect "the image carries the native kernels" '"kernels": "native' "$(describe)"
 expect "it does not run as root" 10001 "$(compose exec -T npu-server id -u)"
 if compose exec -T npu-server touch /app/x 2>/dev/null; then echo "FAILED: the root file system is writable" >&2; exit 1; fi
 echo "ok: the root file system is read-only"
