@@ -1,6 +1,7 @@
 """Weights set out for the NPU with the optimizer's step, and are still those of the moment of the forward."""
 
 import gc
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from small_nets import images, residual_net
 from torch import Tensor, nn
 from torch.optim import optimizer as torch_optimizer
 
-from npu_wire.errors import NonFiniteInput
+from npu_wire.errors import InvalidInput, NonFiniteInput
+from npu_wire.layer_map import Float32Array
 from trainer_client.qat.module import QatModule
 
 
@@ -135,6 +137,35 @@ def test_a_step_that_the_npu_refuses_is_told_by_the_next_forward(
         weight.copy_(good)
     qat(images(8, seed=1))
     assert_holds(session, net)
+
+
+def test_a_refusal_of_weights_that_were_repaired_before_the_batch_is_no_error(
+    net: nn.Module, qat: QatModule, session: InProcessSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session tells with the next update that it has refused the early one: all weights are sent anew."""
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for _ in range(3):
+        backward(qat)
+        optimizer.step()
+    push, refusals = session.push_weights, [InvalidInput("the early update was refused")]
+
+    def told_late(tensors: Mapping[str, Float32Array]) -> None:
+        if refusals:
+            raise refusals.pop()
+        push(tensors)
+
+    session.pushes.clear()  # which loaded nothing
+    monkeypatch.setattr(session, "push_weights", told_late)
+    with torch.no_grad():
+        net.get_parameter("stem.weight").clamp_(-0.1, 0.1)
+    backward(qat)
+    assert not refusals
+    assert_holds(session, net)
+    refusals.append(InvalidInput("another refusal"))
+    with torch.no_grad():
+        net.get_parameter("stem.weight").mul_(0.5)
+    with pytest.raises(InvalidInput, match="another refusal"):
+        qat(images(8, seed=1))
 
 
 def test_nothing_is_left_of_a_module_that_is_gone() -> None:

@@ -35,12 +35,24 @@ class Compiled:
     tapped: TappedGraph
     weights: PushedWeights
 
-    def push(self) -> None:
-        """Sends the weights that changed."""
-        self.weights.push_changes(self.session)
+    def push(self, only_counted: bool = False) -> bool:
+        """Sends the weights that changed, and tells whether there were any.
+
+        What the NPU had against weights that set out early counts for nothing where they have been repaired
+        before a batch: then all are sent anew. Where they have not, the batch raises it.
+        """
+        was_early, self.weights.are_early = self.weights.are_early, False
+        try:
+            return self.weights.push_changes(self.session, only_counted)
+        except NpuError:
+            if not was_early:
+                raise
+        self.weights.forget()
+        return self.weights.push_changes(self.session)
 
     def push_early(self) -> None:
         """Sends what version counters tell; what goes wrong is for the next forward to raise."""
+        self.weights.are_early = True
         try:
             self.weights.push_changes(self.session, only_counted=True)
         except NpuError:
@@ -54,9 +66,9 @@ class Compiled:
         once, later batches wait for the comparison.
         """
         if self.weights.counters_tell:
-            self.weights.push_changes(self.session, only_counted=True)
+            self.push(only_counted=True)
             pending = self.session.submit(inputs, self.tapped.taps)
-            if not self.weights.push_changes(self.session):
+            if not self.push():
                 return pending
             self.weights.counters_tell = False
         self.push()

@@ -19,11 +19,12 @@ class PushedWeights:
 
     Attributes:
         counters_tell: whether counters have told every change so far.
+        are_early: whether no forward has asked for the last push.
     """
 
     def __init__(self, captured: Captured) -> None:
         self._captured = captured
-        self.counters_tell = True
+        self.counters_tell, self.are_early = True, False
         self._versions: dict[str, int] = {}
         self._sent: dict[str, Tensor] = {}
         names = set(captured.initializers)
