@@ -14,6 +14,7 @@ import contextlib
 import copy
 import functools
 import json
+import math
 import os
 import platform
 import statistics
@@ -211,13 +212,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--profile", default="tflm")
+    parser.add_argument("--no-memory", action="store_true", help="measure time only")
     parser.add_argument("--write", action="store_true", help=f"to {RESULTS.name}")
     parser.add_argument("--memory-of", choices=ALL, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:
         measure_memory(arguments, arguments.memory_of)
         return
-    table = {name: row | {"peak MB": peak_memory(name)} for name, row in time_steps(arguments).items()}
+    table = time_steps(arguments)
+    for name, row in table.items():
+        row["peak MB"] = math.nan if arguments.no_memory else peak_memory(name)
     report(table, arguments)
 
 

@@ -52,7 +52,8 @@ ELSEWHERE = {
 SHORTER = {
     "npu-trainer compare": "--seeds 1 --fp32-steps 30 --qat-steps 2 --calibration-images 64 --out {folder}",
     "python benchmarks/emulator.py": "--size 32 --batch 2 --rounds 1 --networks MobileNetV2 --profiles tflm",
-    "python benchmarks/training_step.py": "--size 32 --batch 2 --rounds 1",
+    "python benchmarks/training_step.py": "--size 32 --batch 2 --rounds 1 --no-memory",
+    "python benchmarks/lean_accuracy.py": "--seeds 1 --fp32-steps 2 --qat-steps 1 --profiles tflm",
 }
 
 
