@@ -178,7 +178,7 @@ def _recomputed(
         value = layer.compute(*leaves)
     wanted = [i for i, is_wanted in enumerate(needed) if is_wanted]
     found: list[Tensor | None] = [None] * len(operands)
-    if wanted:
+    if value.requires_grad:  # not what is computed from an argmax, say
         gradients = torch.autograd.grad(value, [leaves[i] for i in wanted], grad, allow_unused=True)
         for i, gradient in zip(wanted, gradients, strict=True):
             found[i] = gradient
