@@ -12,7 +12,7 @@ WITHOUT_DEPENDENCIES := geffnet==1.0.2 tosa-tools==2026.8.0
 # nearly every test computes on one core, and there are two; a file's tests share servers and networks
 PARALLEL := --numprocesses 2 --dist loadfile
 
-.PHONY: install demo test test-slow test-wheel conformance mutations breadth fuzz-wire soak lint proto clean
+.PHONY: install demo test test-slow test-wheel conformance mutations breadth fuzz-wire soak bench lint proto clean
 
 install: $(VENV)/.dev
 
@@ -60,6 +60,13 @@ fuzz-wire: install
 # Either side of shared memory killed at random times, nothing left behind: half an hour. BATCHES=1000 for less.
 soak: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --batches $(or $(BATCHES),100000)
+
+# How fast each part is beside its peers, on an otherwise idle machine (5 minutes): rewrites benchmarks/results.
+bench: install
+	OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 $(BIN)/python benchmarks/emulator.py --write
+	$(BIN)/python benchmarks/transport.py --write
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/weights.py --write
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/training_step.py --write
 
 lint: install
 	$(BIN)/ruff check .

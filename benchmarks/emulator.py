@@ -17,7 +17,6 @@ import copy
 import itertools
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -29,6 +28,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from machine import machine
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -258,6 +258,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
+    where = machine()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     rows = [
         row
@@ -266,7 +267,7 @@ def main() -> None:
     ]
     if arguments.write:
         kernels = ", ".join(level.name for level in levels()) or "torch"
-        about = {"cpu": platform.processor(), "batch": arguments.batch, "threads": arguments.threads}
+        about = {"machine": where, "batch": arguments.batch, "threads": arguments.threads}
         about |= {"kernels": kernels, "torch": torch.__version__, "onnxruntime": onnxruntime.__version__}
         RESULTS.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
 

@@ -16,7 +16,6 @@ import functools
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine
 from torch import nn
 
 import trainer_client
@@ -240,10 +240,9 @@ def report(table: dict[str, Any], arguments: argparse.Namespace) -> None:
         parts = ", ".join(f"{kind} {ms:.0f}" for kind, ms in table[name]["of the forward"].items())
         print(f"{name}: of the forward, {parts}")
     if arguments.write:
-        machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
         setting = {"size": arguments.size, "batch": arguments.batch, "profile": arguments.profile}
         RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({"machine": machine, **setting, "ms": table}, indent=2) + "\n")
+        RESULTS.write_text(json.dumps({"machine": machine(), **setting, "ms": table}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

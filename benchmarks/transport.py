@@ -11,7 +11,6 @@ it has, which no message format does. `--write` keeps the numbers in benchmarks/
 import argparse
 import contextlib
 import json
-import os
 import socket
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import machine
 
 from npu_server.app import serve
 from npu_server.config import ServeConfig
@@ -230,10 +230,8 @@ def report(table: Mapping[str, Mapping[str, float]], write: bool) -> None:
         cells = [f"{v:6.2f} ({v / table[peers.get(way, way)][size]:5.2f})" for size, v in row.items()]
         print(f"{way:16}", *(f"{cell:>14}" for cell in cells))
     if write:
-        cpu = Path("/proc/cpuinfo").read_text().partition("model name\t: ")[2].partition("\n")[0]
-        machine = {"cpu": cpu, "cores": len(os.sched_getaffinity(0))}
         RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({"machine": machine, "gb_per_s": table}, indent=2) + "\n")
+        RESULTS.write_text(json.dumps({"machine": machine(), "gb_per_s": table}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

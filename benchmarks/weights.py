@@ -13,13 +13,13 @@ import argparse
 import copy
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from machine import machine
 from torch import nn
 from training_step import MobileNetV2
 
@@ -116,10 +116,9 @@ def main() -> None:
     early, late = (table[name]["first layer"] for name in WAYS)
     print(f"first layer, {' / '.join(WAYS)}: ratio {early / late:.2f}")
     if arguments.write:
-        machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
         setting = {"size": arguments.size, "batch": arguments.batch, "profile": arguments.profile}
         RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({"machine": machine, **setting, "ms": table}, indent=2) + "\n")
+        RESULTS.write_text(json.dumps({"machine": machine(), **setting, "ms": table}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
