@@ -125,6 +125,7 @@ class HangsUp:
     """A transport to a server that ends every stream at once; counts what it compiles."""
 
     address = "nowhere:1"
+    local = False
 
     def __init__(self) -> None:
         self.compiled = 0

@@ -186,12 +186,21 @@ def test_what_is_unfinished_when_the_client_ends_is_dropped(
 
 
 def test_the_ranges_that_are_required(client: ProtoClient) -> None:
-    """CompileHeader.ranges: the input's and each computing layer's; strangers are ignored, a gap is named."""
+    """CompileHeader.ranges: strangers are ignored, a gap is told, or what it leaves to host and client."""
     required = {name: _RANGES[name] for name in ("x", "b", "c", "y")}
     model = good().SerializeToString()
     opened = client.compile(model, required | {"stranger": (0.0, 1.0)})
     assert {layer.output.name for layer in opened.layers if not layer.moves_data_only} <= required.keys()
-    for name in required:
+    assert not any(layer.host_reason for layer in opened.layers)
+    without = {
+        gap: client.compile(model, {name: bounds for name, bounds in required.items() if name != gap})
+        for gap in ("b", "c")
+    }
+    reasons = {layer.output.name: layer.host_reason for layer in without["b"].layers}
+    assert "'b'" in reasons.pop("c")
+    assert not any(reasons.values())
+    assert without["c"].outputs == ["b"]
+    for name in ("x", "y"):
         with pytest.raises(grpc.RpcError) as caught:
             client.compile(model, {other: bounds for other, bounds in required.items() if other != name})
         assert refusal(caught.value) == ("FAILED_PRECONDITION", "NotCalibrated")

@@ -27,10 +27,8 @@ ANSWERS = {
         **dict.fromkeys(("describe", "version", "import"), WORKS),
     },
     "trainer": {
-        **dict.fromkeys(
-            ("serve", "profiles", "conformance", "connect", "demo", "compare", "train"), "server"
-        ),
-        **dict.fromkeys(("describe", "report", "version", "import", "prepare"), WORKS),
+        **dict.fromkeys(("serve", "conformance", "connect", "demo", "compare", "train"), "server"),
+        **dict.fromkeys(("profiles", "describe", "report", "version", "import", "prepare"), WORKS),
     },
     "server": {
         **dict.fromkeys(("demo", "compare", "train", "report", "prepare"), "trainer"),
