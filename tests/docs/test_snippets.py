@@ -39,6 +39,8 @@ ELSEWHERE = {
     "make install": ("Makefile", "test: install"),
     "make conformance": ("tests/judges/test_claims.py", "judge_claim("),
     "make fuzz-wire MINUTES=60 SEED=1": ("tests/fuzz_wire/test_fuzz_wire.py", '"tests.fuzz_wire"'),
+    "make bench": ("Makefile", "benchmarks/training_step.py --write"),
+    "make soak": ("tests/soak/test_soak.py", "from tests.soak.campaign import soak"),
     "make fuzz-wire": ("tests/fuzz_wire/test_fuzz_wire.py", '"tests.fuzz_wire"'),
     ".ci/run": (".ci/run", "#!/usr/bin/env bash"),
     "docker compose up": ("deploy/check-compose.sh", "compose up --build --wait"),
