@@ -15,7 +15,6 @@ MALLOC_TRIM_THRESHOLD_=8589934592 so that the C library keeps memory; all contes
 import argparse
 import copy
 import itertools
-import json
 import os
 import statistics
 import tempfile
@@ -28,11 +27,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from machine import machine
+from keeping import keep
+from mobilenet import MobileNetV2
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from training_step import MobileNetV2
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from npu_server.backends.emulator import EmulatorBackend
@@ -60,7 +59,6 @@ class ResNet18(nn.Module):
         return self.body(x).logits
 
 
-RESULTS = Path(__file__).parent / "results" / "emulator.json"
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"MobileNetV2": MobileNetV2, "ResNet18": ResNet18}
 
 
@@ -252,13 +250,10 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--profiles", nargs="+", default=["tflm", "onnxruntime", "pow2-trunc"])
     parser.add_argument("--layers", action="store_true")
-    parser.add_argument(
-        "--write", action="store_true", help=f"write {RESULTS.relative_to(RESULTS.parents[2])}"
-    )
+    parser.add_argument("--write", action="store_true", help="to benchmarks/results")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
-    where = machine()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     rows = [
         row
@@ -266,10 +261,15 @@ def main() -> None:
         for row in rows_of(network, size, arguments)
     ]
     if arguments.write:
-        kernels = ", ".join(level.name for level in levels()) or "torch"
-        about = {"machine": where, "batch": arguments.batch, "threads": arguments.threads}
-        about |= {"kernels": kernels, "torch": torch.__version__, "onnxruntime": onnxruntime.__version__}
-        RESULTS.write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
+        keep(
+            "emulator",
+            batch=arguments.batch,
+            threads=arguments.threads,
+            kernels=", ".join(level.name for level in levels()) or "torch",
+            torch=torch.__version__,
+            onnxruntime=onnxruntime.__version__,
+            rows=rows,
+        )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import copy
 import functools
-import json
 import math
 import os
 import statistics
@@ -25,14 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import machine
+from keeping import keep
+from mobilenet import network_and_batch, npu_on_a_core_of_its_own, options, setting
 from torch import nn
 
 import trainer_client
 from trainer_client.commands.baselines import prepare_torchao
 from trainer_client.qat.trace import Trace
 
-RESULTS = Path(__file__).parent / "results" / "training_step.json"
 PLAIN = "FP32, batch norm trains"
 IN_THE_LOOP = {"NPU, always": "always", "NPU, where_needed": "where_needed"}
 PHASES = ("forward", "backward", "optimizer")
@@ -40,59 +39,6 @@ MEMORY_STEPS = 5
 
 Step = Callable[[], dict[str, float]]
 """Takes a training step; returns the seconds of each of `PHASES`."""
-
-# expansion, width, repeats, stride
-BLOCKS = [
-    (1, 16, 1, 1),
-    (6, 24, 2, 2),
-    (6, 32, 3, 2),
-    (6, 64, 4, 2),
-    (6, 96, 3, 1),
-    (6, 160, 3, 2),
-    (6, 320, 1, 1),
-]
-
-
-def conv(width: int, out: int, kernel: int, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Module:
-    """Convolution, batch norm, ReLU6."""
-    convolution = nn.Conv2d(width, out, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(out), *([nn.ReLU6()] if act else []))
-
-
-class Block(nn.Module):
-    """Inverted residual."""
-
-    def __init__(self, width: int, out: int, stride: int, expansion: int) -> None:
-        super().__init__()
-        hidden = width * expansion
-        expand = [conv(width, hidden, 1)] if expansion > 1 else []
-        self.body = nn.Sequential(
-            *expand, conv(hidden, hidden, 3, stride, hidden), conv(hidden, out, 1, act=False)
-        )
-        self.residual = stride == 1 and width == out
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Shape (n, width, h, w) to (n, out, h / stride, w / stride)."""
-        return x + self.body(x) if self.residual else self.body(x)
-
-
-class MobileNetV2(nn.Module):
-    """Sandler et al., 2018, table 2."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        blocks: list[nn.Module] = [conv(3, 32, 3, 2)]
-        width = 32
-        for expansion, out, repeats, stride in BLOCKS:
-            for index in range(repeats):
-                blocks.append(Block(width, out, stride if index == 0 else 1, expansion))
-                width = out
-        self.features = nn.Sequential(*blocks, conv(width, 1280, 1))
-        self.classifier = nn.Linear(1280, 1000)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits, shape (n, 1000)."""
-        return self.classifier(self.features(x).mean((2, 3)))
 
 
 def step_of(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Step:
@@ -118,13 +64,7 @@ def contestants(
     arguments: argparse.Namespace, names: list[str], traces: dict[str, Trace]
 ) -> Iterator[dict[str, Step]]:
     """The named contestants' steps; `traces` gets what the NPU in the loop does."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    cores = sorted(os.sched_getaffinity(0))
-    x = torch.randn(arguments.batch, 3, arguments.size, arguments.size)
-    x = x.to(memory_format=torch.channels_last)
-    y = torch.randint(0, 1000, (arguments.batch,))
-    model = MobileNetV2().to(memory_format=torch.channels_last)
+    model, x, y = network_and_batch(arguments)
     peers: dict[str, Callable[[], nn.Module]] = {
         PLAIN: lambda: copy.deepcopy(model).train(),
         "FP32, batch norm frozen": lambda: copy.deepcopy(model).eval(),
@@ -133,9 +73,8 @@ def contestants(
     with contextlib.ExitStack() as stack:
         npu = None
         if any(name in IN_THE_LOOP for name in names):
-            os.sched_setaffinity(0, cores[-1:])  # the embedded server inherits this
-            npu = stack.enter_context(trainer_client.connect(profile=arguments.profile))
-        os.sched_setaffinity(0, cores[:1])
+            npu = stack.enter_context(npu_on_a_core_of_its_own(arguments.profile))
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
         steps = {}
         for name in names:
             if name in IN_THE_LOOP:
@@ -207,13 +146,8 @@ def peak_memory(name: str) -> float:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--profile", default="tflm")
+    parser = options(__doc__, rounds=9)
     parser.add_argument("--no-memory", action="store_true", help="measure time only")
-    parser.add_argument("--write", action="store_true", help=f"to {RESULTS.name}")
     parser.add_argument("--memory-of", choices=ALL, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:
@@ -240,9 +174,7 @@ def report(table: dict[str, Any], arguments: argparse.Namespace) -> None:
         parts = ", ".join(f"{kind} {ms:.0f}" for kind, ms in table[name]["of the forward"].items())
         print(f"{name}: of the forward, {parts}")
     if arguments.write:
-        setting = {"size": arguments.size, "batch": arguments.batch, "profile": arguments.profile}
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({"machine": machine(), **setting, "ms": table}, indent=2) + "\n")
+        keep("training_step", **setting(arguments), ms=table)
 
 
 if __name__ == "__main__":

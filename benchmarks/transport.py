@@ -10,7 +10,6 @@ it has, which no message format does. `--write` keeps the numbers in benchmarks/
 
 import argparse
 import contextlib
-import json
 import socket
 import statistics
 import subprocess
@@ -19,11 +18,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine
+from keeping import keep
 
 from npu_server.app import serve
 from npu_server.config import ServeConfig
@@ -33,7 +31,6 @@ from npu_wire.layer_map import Array, Float32Array, LayerMap, LayerSpec, TensorS
 from trainer_client.npu.connection import Connection, connect
 
 SIZES_MB = (0.25, 1.0, 4.0, 16.0)
-RESULTS = Path(__file__).parent / "results" / "transport.json"
 INPUT = np.zeros((1, 1), np.int8)
 
 
@@ -191,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--mb", type=int, default=64, help="of tensors, a batch")
-    parser.add_argument("--write", action="store_true", help=f"to {RESULTS.name}")
+    parser.add_argument("--write", action="store_true", help="to benchmarks/results")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -230,8 +227,7 @@ def report(table: Mapping[str, Mapping[str, float]], write: bool) -> None:
         cells = [f"{v:6.2f} ({v / table[peers.get(way, way)][size]:5.2f})" for size, v in row.items()]
         print(f"{way:16}", *(f"{cell:>14}" for cell in cells))
     if write:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({"machine": machine(), "gb_per_s": table}, indent=2) + "\n")
+        keep("transport", gb_per_s=table)
 
 
 if __name__ == "__main__":

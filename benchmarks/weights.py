@@ -9,24 +9,20 @@ the next forward. Medians, in ms after the step's last write: the NPU began its 
 last, it was done. `--write` keeps them in benchmarks/results/weights.json.
 """
 
-import argparse
 import copy
-import json
 import os
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from machine import machine
+from keeping import keep
+from mobilenet import network_and_batch, npu_on_a_core_of_its_own, options, setting
 from torch import nn
-from training_step import MobileNetV2
 
 import trainer_client
 from trainer_client.qat.trace import Trace
 
-RESULTS = Path(__file__).parent / "results" / "weights.json"
 RATE = 1e-4
 MOMENTS = ("first layer", "last layer", "done")
 
@@ -84,23 +80,9 @@ class Contestant:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--profile", default="tflm")
-    parser.add_argument("--write", action="store_true", help=f"to {RESULTS.name}")
-    arguments = parser.parse_args()
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    cores = sorted(os.sched_getaffinity(0))
-    x = torch.randn(arguments.batch, 3, arguments.size, arguments.size)
-    x = x.to(memory_format=torch.channels_last)
-    y = torch.randint(0, 1000, (arguments.batch,))
-    model = MobileNetV2().to(memory_format=torch.channels_last)
-    os.sched_setaffinity(0, cores[-1:])  # the embedded server inherits this
-    with trainer_client.connect(profile=arguments.profile) as npu:
-        os.sched_setaffinity(0, cores[:1])
+    arguments = options(__doc__, rounds=6).parse_args()
+    model, x, y = network_and_batch(arguments)
+    with npu_on_a_core_of_its_own(arguments.profile) as npu:
         contestants = {}
         for name, way in WAYS.items():
             trace = Trace(os.devnull)
@@ -116,9 +98,7 @@ def main() -> None:
     early, late = (table[name]["first layer"] for name in WAYS)
     print(f"first layer, {' / '.join(WAYS)}: ratio {early / late:.2f}")
     if arguments.write:
-        setting = {"size": arguments.size, "batch": arguments.batch, "profile": arguments.profile}
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps({"machine": machine(), **setting, "ms": table}, indent=2) + "\n")
+        keep("weights", **setting(arguments), ms=table)
 
 
 if __name__ == "__main__":
