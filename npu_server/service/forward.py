@@ -17,6 +17,7 @@ import numpy as np
 
 from npu_server.seam import Awaited, LayerTensor
 from npu_server.service.agenda import Agenda, Job
+from npu_server.service.answers import Answer, Attached, Computed, Done, Encoder, Loaded, Message
 from npu_server.service.device import Device
 from npu_server.service.intake import Batch, Intake, UpdateBegun, Weights
 from npu_server.service.loading import Loading
@@ -35,45 +36,13 @@ from npu_wire.errors import (
     ServerUnavailable,
     SessionLost,
 )
-from npu_wire.framing import Received, Slice
-from npu_wire.tensors import OutgoingTensor
+from npu_wire.framing import Received
 from npu_wire.v1 import npu_pb2
 
 log = logging.getLogger(__name__)
 
 # Time for a client to hear why its stream ends.
 _FAREWELL_S = 1.0
-
-
-@dataclass(frozen=True)
-class _Attached:
-    weights_version: int
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    weights_version: int
-    duration_ns: int
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    batch: Batch
-    tensor: LayerTensor
-    weights_version: int
-
-
-@dataclass(frozen=True)
-class _Done:
-    batch: Batch
-    queued_ns: int
-    device_ns: int
-
-
-_Answer = _Attached | _Loaded | _Tensor | _Done
-
-Answer = npu_pb2.ForwardResponse | Slice
-"""What is sent."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +86,12 @@ class ForwardStream:
         self._worker = device.worker
         self._limits = limits
         self._max_batch = device.capabilities.max_batch
-        self._profile_hash = device.capabilities.profile_hash
+        self._encoder = Encoder(session.layer_map, device.capabilities.profile_hash, shared)
         self._telemetry = telemetry
         self._stalls = stalls
         self._hang_up = hang_up
         self._shared = shared
-        self._outbox: Outbox[_Answer] = Outbox()
+        self._outbox: Outbox[Answer] = Outbox()
         self._ledger = Ledger(session.account)
         self._ended = threading.Event()
         self._over = False
@@ -134,7 +103,7 @@ class ForwardStream:
         # Blocks the reader, and so by flow control the client, while this many updates wait for the device.
         self._update_slots = threading.BoundedSemaphore(limits.max_in_flight)
 
-    def run(self, requests: Requests[Received[npu_pb2.ForwardRequest]]) -> Iterator[Answer]:
+    def run(self, requests: Requests[Received[npu_pb2.ForwardRequest]]) -> Iterator[Message]:
         """Serves the stream after its attach message, until the client ends it or an error does.
 
         Raises:
@@ -143,7 +112,7 @@ class ForwardStream:
         threading.Thread(target=self._read, args=(requests,), name="npu-forward-reader", daemon=True).start()
         try:
             while (answer := self._outbox.get()) is not None:
-                yield from self._encode(answer)
+                yield from self._send(answer)
                 del answer
         finally:
             self._over = True
@@ -208,7 +177,7 @@ class ForwardStream:
         with self._lock:
             self._unread += size
         self._ledger.add(size)
-        self._outbox.put(_Tensor(batch, tensor, weights_version))
+        self._outbox.put(Computed(batch, tensor, weights_version))
 
     def _has_been_read(self, size: int) -> None:
         self._ledger.give(size)
@@ -272,7 +241,7 @@ class ForwardStream:
         session.account.queue()
         # Through the worker, so that whatever an earlier stream of the session has left there is over.
         current = self._worker.submit(session.session_id, version).result()
-        self._outbox.put(_Attached(current))
+        self._outbox.put(Attached(current))
         parameters, largest = session.program.parameters, self._limits.max_session_bytes
         return Intake(session.layer_map, parameters, self._max_batch, largest, current)
 
@@ -304,7 +273,7 @@ class ForwardStream:
         if update.loaded:
             self._session.weights_version = update.version
             self._update_slots.release()
-            self._outbox.put(_Loaded(update.version, update.duration_ns))
+            self._outbox.put(Loaded(update.version, update.duration_ns))
 
     def _queue_batch(self, batch: Batch) -> None:
         with self._lock:
@@ -354,7 +323,7 @@ class ForwardStream:
         self._session.batches += 1
         self._telemetry.batch(queued_ns, device_ns)
         self._ledger.give(batch.nbytes)
-        self._outbox.put(_Done(batch, queued_ns, device_ns))
+        self._outbox.put(Done(batch, queued_ns, device_ns))
 
     def _check(self, batch: Batch, tensor: LayerTensor) -> None:
         if tensor.layer not in batch.wanted:
@@ -367,51 +336,17 @@ class ForwardStream:
                 f"where its layer map promises int8 {shape}"
             )
 
-    def _encode(self, answer: _Answer) -> Iterator[Answer]:
-        if isinstance(answer, _Tensor):
-            yield from self._encode_tensor(answer)
-            return
-        response = npu_pb2.ForwardResponse(profile_hash=self._profile_hash)
-        if isinstance(answer, _Attached):
-            response.weights_version = answer.weights_version
-            response.attached.weights_version = answer.weights_version
-            if (offer := self._shared.offer()) is not None:
-                response.attached.shared_memory.CopyFrom(offer)
-        elif isinstance(answer, _Loaded):
-            response.weights_version = answer.weights_version
-            response.weights_loaded.duration_ns = answer.duration_ns
-        else:
+    def _send(self, answer: Answer) -> Iterator[Message]:
+        if isinstance(answer, Done):
             with self._lock:
                 self._in_flight -= 1
-            response.weights_version = answer.batch.weights_version
-            response.batch_id = answer.batch.batch_id
-            response.done.queued_ns = answer.queued_ns
-            response.done.device_ns = answer.device_ns
-        yield response
-
-    def _encode_tensor(self, answer: _Tensor) -> Iterator[Answer]:
-        batch, tensor = answer.batch, answer.tensor
-        spec = self._session.layer_map.layers[tensor.layer].output
-        outgoing = OutgoingTensor(spec.name, tensor.data, spec.layout)
-        slot = self._shared.place(outgoing.raw)
-        for offset in outgoing.offsets() if slot is None else (0,):
-            response = npu_pb2.ForwardResponse(
-                profile_hash=self._profile_hash,
-                weights_version=answer.weights_version,
-                batch_id=batch.batch_id,
-            )
-            carrier = npu_pb2.LayerTensor(layer=tensor.layer, start_ns=tensor.start_ns, end_ns=tensor.end_ns)
-            if slot is None:
-                data = outgoing.data(offset)
-            else:
-                data = memoryview(b"")
-                carrier.shared.slot, carrier.shared.offset = slot.number, slot.offset
-                carrier.shared.length = slot.nbytes
-            yield Slice(response, carrier, outgoing.chunk(offset), data)
+        for message in self._encoder.messages(answer):
+            yield message
             if self._outbox.dropped:
                 return
-        self._telemetry.sent(outgoing.header.nbytes)
-        self._has_been_read(outgoing.header.nbytes)
+        if isinstance(answer, Computed):
+            self._telemetry.sent(answer.tensor.data.nbytes)
+            self._has_been_read(answer.tensor.data.nbytes)
 
 
 class _Stopwatch:

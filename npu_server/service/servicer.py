@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 
 import grpc
 
+from npu_server.service.answers import Message
 from npu_server.service.device import Device
-from npu_server.service.forward import Answer, ForwardStream, attach_of
+from npu_server.service.forward import ForwardStream, attach_of
 from npu_server.service.quotas import Ledger, Limits
 from npu_server.service.rendezvous import Rendezvous, StreamMemory
 from npu_server.service.requests import Requests
@@ -98,7 +99,7 @@ class NpuService(npu_pb2_grpc.NpuServiceServicer):
 
     def Forward(  # noqa: N802
         self, requests: Requests[Received[npu_pb2.ForwardRequest]], context: grpc.ServicerContext
-    ) -> Iterator[Answer]:
+    ) -> Iterator[Message]:
         """Runs batches of one session."""
         attach = attach_of(next(requests, None))
         session = self._sessions.get(attach.session_id)
