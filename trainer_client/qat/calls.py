@@ -16,7 +16,7 @@ def call(graph: fx.Graph, origin: fx.Node, target: Any, *args: Any, **options: A
         options: keyword arguments; no nodes.
     """
     node = graph.call_function(target, args, options)
-    node.meta = dict(origin.meta)
+    node.meta = {key: value for key, value in origin.meta.items() if key != "tensor_meta"}  # of its value
     with origin.meta["val"].fake_mode:
         values = fx.map_arg(args, lambda source: source.meta["val"])
         node.meta["val"] = target(*values, **options)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from trainer_client.qat.calls import call
+
 _aten = torch.ops.aten
 _ASSERTS = _aten._assert_tensor_metadata.default
 
@@ -72,7 +74,7 @@ def _write_out(node: fx.Node, pairs: dict[fx.Node, tuple[Any, ...]]) -> None:
     first, *rest = arguments
 
     def make(target: Any, *args: Any) -> fx.Node:
-        return _made(node, target, args)
+        return call(node.graph, node, target, *args)
 
     if node.target is _ASSERTS:
         return
@@ -114,15 +116,6 @@ def _product(make: _Maker, one: tuple[Any, ...], other: tuple[Any, ...]) -> _Pai
         make(_aten.sub.Tensor, make(mul, a, c), make(mul, b, d)),
         make(_aten.add.Tensor, make(mul, a, d), make(mul, b, c)),
     )
-
-
-def _made(origin: fx.Node, target: Any, args: tuple[Any, ...]) -> fx.Node:
-    node = origin.graph.call_function(target, args)
-    values = fx.map_arg(args, lambda n: n.meta["val"])
-    node.meta = {key: value for key, value in origin.meta.items() if key != "tensor_meta"}
-    with next(n.meta["val"] for n in node.all_input_nodes).fake_mode:
-        node.meta["val"] = target(*values)
-    return node
 
 
 def _is_complex(node: fx.Node) -> bool:

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from trainer_client.qat.calls import call
 from trainer_client.qat.refusal import tells_line, wants_one_batch_size
 
 _TALKATIVE = ("torch.onnx._internal.exporter._registration", "torch.export._trace", "torch._guards")
@@ -90,8 +91,7 @@ def promote_subtrahends(program: ExportedProgram) -> None:
         source, wanted = node.args[0], node.meta["val"].dtype
         if source.meta["val"].dtype != wanted:
             with graph.inserting_before(node):
-                cast = graph.call_function(torch.ops.aten.to.dtype, (source, wanted))
-            cast.meta = {**source.meta, "val": source.meta["val"].to(wanted)}
+                cast = call(graph, source, torch.ops.aten.to.dtype, source, wanted)
             node.replace_input_with(source, cast)
     program.graph_module.recompile()
 

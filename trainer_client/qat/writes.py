@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from trainer_client.qat.calls import call
+
 _aten = torch.ops.aten
 _ZEROS: dict[Any, Any] = {
     _aten.empty.memory_format: _aten.zeros.default,
@@ -42,16 +44,7 @@ def differentiate_writes(graph: fx.GraphModule) -> None:
 def _fitting(graph: fx.Graph, place: fx.Node, source: fx.Node) -> fx.Node:
     wanted, given = place.meta["val"], source.meta["val"]
     if wanted.dtype != given.dtype:
-        source = _call(graph, source, _aten.to.dtype, wanted.dtype)
-    return source if wanted.shape == given.shape else _call(graph, source, _aten.expand_as.default, place)
-
-
-def _call(graph: fx.Graph, source: fx.Node, target: Any, operand: Any) -> fx.Node:
-    node = graph.call_function(target, (source, operand))
-    value = source.meta["val"]
-    with value.fake_mode:
-        node.meta = {
-            **source.meta,
-            "val": target(value, operand.meta["val"] if isinstance(operand, fx.Node) else operand),
-        }
-    return node
+        source = call(graph, source, _aten.to.dtype, source, wanted.dtype)
+    if wanted.shape == given.shape:
+        return source
+    return call(graph, source, _aten.expand_as.default, source, place)
