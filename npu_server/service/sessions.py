@@ -227,6 +227,7 @@ class SessionTable:
             if session.replaced is stream:
                 session.replaced = None
         stream.cancel()
+        self._freed.set()
 
     def release(self, session_id: str) -> None:
         """Ends a session; one that does not exist is none of our business."""
@@ -316,7 +317,8 @@ class SessionTable:
     def _reap_until_stopped(self) -> None:
         while not self._stop.wait(max(0.05, min(self._limits.lease_s / 4, 5.0))):
             if self._freed.is_set():
-                # At most once a tick, however many sessions have ended: it holds the allocator's locks.
+                # At most once a tick, however many sessions and streams have ended: it holds the
+                # allocator's locks.
                 self._freed.clear()
                 return_free_memory()
             self.reap()
