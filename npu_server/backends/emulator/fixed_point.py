@@ -10,7 +10,8 @@ def fixed_point(multiplier: Multiplier) -> tuple[Int64Array, Int64Array, Int64Ar
     """Mantissa, shift and nudges so that the rule is (v * mantissa + nudge) >> shift.
 
     Two roundings fit into one: rounding v * M half up at bit 31 and the rest half away adds 2^30 to v * M,
-    then half of what is left, less one unit of bit 31 where v < 0.
+    then half of what is left, less one unit of bit 31 where v < 0. Where the rest is cut off, only the first
+    rounding adds.
     """
     rule = multiplier.rule
     mantissa, shift = multiplier.mantissa, multiplier.shift
@@ -19,7 +20,8 @@ def fixed_point(multiplier: Multiplier) -> tuple[Int64Array, Int64Array, Int64Ar
         mantissa, shift = mantissa << np.clip(-shift, 0, 30), np.clip(shift, 0, 62)
     half = (np.int64(1) << shift) >> 1
     if rule.rounding == "floor":
-        return mantissa, shift, np.zeros_like(half), np.zeros_like(half)
+        nudge = np.minimum(half, 1 << 30) if rule.steps == 2 else np.zeros_like(half)
+        return mantissa, shift, nudge, nudge
     if rule.multiplier == "power_of_two" or rule.steps == 1:
         lower = np.maximum(half - 1, 0) if rule.rounding == "half_away" else half
         return mantissa, shift, half, lower
