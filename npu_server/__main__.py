@@ -29,6 +29,9 @@ from npu_wire.allocator import keep_freed_memory, use_one_arena
 from npu_wire.channel import parse_endpoint
 from npu_wire.program import Command, Program
 
+_ATTENTION_S = 1.0
+"""How often the main thread looks up: the kernel may give a signal to another thread, which wakes nobody."""
+
 _SWITCH_INTERVAL_S = 0.0005
 """Python's 5 ms are what each message may wait for a device that prepares weights, several times over."""
 
@@ -55,7 +58,8 @@ def _serve(config: ServeConfig, _called: str) -> NoReturn:
             print(f"http on {server.http_address}", flush=True)
         if config.exit_with_stdin:
             threading.Thread(target=_stop_with_parent, args=(stop, parent), daemon=True).start()
-        stop.wait()
+        while not stop.wait(_ATTENTION_S):
+            pass
     if config.exit_with_stdin:
         _remove_folder_of(server.address)
     # All is closed. A model that still compiles cannot be stopped, and Python would wait for its thread.

@@ -1,6 +1,8 @@
 """What an operator meets: health, reflection, TLS, tokens, leases, HTTP, signals, addresses."""
 
+import ctypes
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -268,6 +270,15 @@ def test_the_second_signal_ends_at_once(spawn: Spawn, tmp_path: Path, batch: Int
             pass
         child.send_signal(signal.SIGINT)
         assert child.wait(20) == 128 + signal.SIGINT
+
+
+def test_a_signal_that_another_thread_gets_ends_the_server(spawn: Spawn) -> None:
+    """The kernel may choose any; Python's handlers run in the main one, which waits."""
+    child = spawn()
+    other = max(int(name) for name in os.listdir(f"/proc/{child.pid}/task"))
+    assert other != child.pid
+    assert ctypes.CDLL(None).tgkill(child.pid, other, signal.SIGTERM) == 0
+    assert child.wait(20) == 0
 
 
 def health_or_gone(address: str) -> int:
